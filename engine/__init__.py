@@ -1,0 +1,1 @@
+"""The inference engine: token ids in, logits out.  Text, printing and JSON live in `minikv`."""
