@@ -101,6 +101,7 @@ def test_metadata_round_trips_through_the_reference_writer(model: Path) -> None:
     assert metadata["a.bool"] is True
     for key, value in arrays.items():
         assert isinstance(metadata[key], np.ndarray) and metadata.list(key) == value
+        assert not metadata[key].flags.writeable
     assert metadata["a.bools"].dtype == np.bool_
 
 
@@ -308,7 +309,9 @@ def test_a_flipped_bit_never_escapes_as_another_error(tmp_path: Path) -> None:
 INTEGERS = st.sampled_from([0, 1, 7, 8, 9, 255, 2**31, 2**32 - 1, 2**40, 2**63, 2**64 - 1])
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     st.lists(
         st.tuples(st.integers(0, len(VALID) - 9), INTEGERS, st.sampled_from([1, 4, 8])),
