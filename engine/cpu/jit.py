@@ -1,0 +1,72 @@
+"""How kernels are compiled, cached on disk and called by address."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numba
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from engine.config import cache_dir
+
+
+def _source_hash() -> str:
+    """Numba notices edits only in a function's own file, not in what it calls: key on everything."""
+    digest = hashlib.sha256(numba.__version__.encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+numba.config.CACHE_DIR = str(cache_dir() / "kernels" / _source_hash())  # type: ignore[attr-defined]
+
+_OPTIONS: dict[str, Any] = {
+    "nogil": True,
+    "boundscheck": False,
+    "error_model": "numpy",
+    "cache": True,
+}
+
+kernel = numba.njit(**_OPTIONS)
+parallel = numba.njit(parallel=True, **_OPTIONS)
+
+
+class Verb:
+    """A kernel with int64 arguments that other kernels call by address.
+
+    One attention or matrix kernel then serves every format: the call costs nanoseconds per page or
+    row, and N formats need N bodies.  It is compiled when its address is first asked for.
+    """
+
+    def __init__(self, body: Callable[..., None]) -> None:
+        self.body = body
+
+    @cached_property
+    def _compiled(self) -> Any:
+        arguments = ", ".join(["int64"] * self.body.__code__.co_argcount)
+        options = {name: value for name, value in _OPTIONS.items() if name != "nogil"}
+        return numba.cfunc(f"void({arguments})", **options)(self.body)
+
+    @property
+    def address(self) -> int:
+        return self._compiled.address
+
+
+@intrinsic
+def call(typing_context, address, arguments):
+    """Call the Verb at `address` with a tuple of int64 `arguments`."""
+
+    def emit(context, builder, signature, args):
+        word = ir.IntType(64)
+        values = [builder.extract_value(args[1], i) for i in range(arguments.count)]
+        function = ir.FunctionType(ir.VoidType(), [word] * len(values))
+        builder.call(builder.inttoptr(args[0], function.as_pointer()), values)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, arguments), emit

@@ -1,0 +1,337 @@
+"""SIMD vectors as ordinary Numba values.
+
+A `Vector` is a Numba type whose data model is an LLVM vector, so that plain Python in an `@njit`
+function becomes the instruction sequence one would write by hand: `load(f32x16, a) * splat(f32x16, s)`
+is one load, one broadcast and one multiplication.  Only generic LLVM operations are used; LLVM
+splits or widens the vectors for whatever the host has (AVX-512, AVX2, NEON), so kernels are portable.
+
+Memory is addressed by int64 addresses.  Nothing is bounds-checked: the callers in this package are
+the checked layer.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, overload, register_model
+
+_LLVM: dict[str, Any] = {
+    "i8": ir.IntType(8),
+    "u8": ir.IntType(8),
+    "i16": ir.IntType(16),
+    "u16": ir.IntType(16),
+    "i32": ir.IntType(32),
+    "u32": ir.IntType(32),
+    "f16": ir.HalfType(),
+    "f32": ir.FloatType(),
+}
+_SCALAR: dict[str, Any] = {
+    "i8": types.int8,
+    "u8": types.uint8,
+    "i16": types.int16,
+    "u16": types.uint16,
+    "i32": types.int32,
+    "u32": types.uint32,
+    "f16": types.float32,  # Numba has no half scalar on CPU: loads widen, stores narrow
+    "f32": types.float32,
+}
+
+
+class Vector(types.Type):
+    """`lanes` elements of one kind; signedness is part of the type, as in NumPy's dtypes."""
+
+    def __init__(self, element: str, lanes: int) -> None:
+        self.element, self.lanes = element, lanes
+        super().__init__(name=f"{element}x{lanes}")
+
+    @property
+    def is_float(self) -> bool:
+        return self.element[0] == "f"
+
+    @property
+    def bits(self) -> int:
+        return int(self.element[1:])
+
+    @property
+    def llvm(self) -> Any:
+        return ir.VectorType(_LLVM[self.element], self.lanes)
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, vector: Vector) -> None:
+        super().__init__(manager, vector, vector.llvm)
+
+
+u8x16, i8x16 = Vector("u8", 16), Vector("i8", 16)
+u16x16, f16x16 = Vector("u16", 16), Vector("f16", 16)
+i32x16, u32x16, f32x16 = Vector("i32", 16), Vector("u32", 16), Vector("f32", 16)
+
+_I32 = ir.IntType(32)
+
+
+def _pointer(builder: Any, address: Any) -> Any:
+    return builder.inttoptr(address, ir.PointerType())
+
+
+def _broadcast(builder: Any, vector: Vector, scalar: Any) -> Any:
+    undefined = ir.Constant(vector.llvm, ir.Undefined)
+    first = builder.insert_element(undefined, scalar, _I32(0))
+    zeros = ir.Constant(ir.VectorType(_I32, vector.lanes), None)
+    return builder.shuffle_vector(first, undefined, zeros)
+
+
+@intrinsic
+def load(typing_context, kind, address):
+    """The vector `kind` at `address`, which needs no alignment."""
+    vector = kind.instance_type
+
+    def emit(context, builder, signature, args):
+        return builder.load(_pointer(builder, args[1]), typ=vector.llvm, align=1)
+
+    return vector(kind, types.int64), emit
+
+
+@intrinsic
+def store(typing_context, address, value):
+    def emit(context, builder, signature, args):
+        builder.store(args[1], _pointer(builder, args[0]), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, value), emit
+
+
+def _scalar_load(element: str) -> Any:
+    @intrinsic
+    def scalar_load(typing_context, address):
+        def emit(context, builder, signature, args):
+            value = builder.load(_pointer(builder, args[0]), typ=_LLVM[element], align=1)
+            return builder.fpext(value, ir.FloatType()) if element == "f16" else value
+
+        return _SCALAR[element](types.int64), emit
+
+    return scalar_load
+
+
+load_u8, load_i8, load_u16 = _scalar_load("u8"), _scalar_load("i8"), _scalar_load("u16")
+load_u32, load_f16, load_f32 = _scalar_load("u32"), _scalar_load("f16"), _scalar_load("f32")
+
+
+def _scalar_store(element: str) -> Any:
+    @intrinsic
+    def scalar_store(typing_context, address, value):
+        def emit(context, builder, signature, args):
+            stored = builder.fptrunc(args[1], _LLVM["f16"]) if element == "f16" else args[1]
+            builder.store(stored, _pointer(builder, args[0]), align=1)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, _SCALAR[element]), emit
+
+    return scalar_store
+
+
+store_u8, store_u16, store_u32 = _scalar_store("u8"), _scalar_store("u16"), _scalar_store("u32")
+store_f16, store_f32 = _scalar_store("f16"), _scalar_store("f32")
+
+
+@intrinsic
+def splat(typing_context, kind, scalar):
+    """`scalar`, converted to the element type, in every lane."""
+    vector = kind.instance_type
+
+    def emit(context, builder, signature, args):
+        value = context.cast(builder, args[1], signature.args[1], _SCALAR[vector.element])
+        return _broadcast(builder, vector, value)
+
+    return vector(kind, scalar), emit
+
+
+@intrinsic
+def zeros(typing_context, kind):
+    vector = kind.instance_type
+
+    def emit(context, builder, signature, args):
+        return ir.Constant(vector.llvm, None)
+
+    return vector(kind), emit
+
+
+@intrinsic
+def iota(typing_context, kind):
+    """0, 1, 2, ... by lane."""
+    vector = kind.instance_type
+
+    def emit(context, builder, signature, args):
+        return ir.Constant(vector.llvm, list(range(vector.lanes)))
+
+    return vector(kind), emit
+
+
+@intrinsic
+def bitcast(typing_context, kind, value):
+    vector = kind.instance_type
+
+    def emit(context, builder, signature, args):
+        return builder.bitcast(args[1], vector.llvm)
+
+    return vector(kind, value), emit
+
+
+def _conversion(source: Vector, target: Vector) -> str:
+    if source.is_float and target.is_float:
+        return "fpext" if source.bits < target.bits else "fptrunc"
+    if source.is_float:
+        return "fptoui" if target.element[0] == "u" else "fptosi"
+    if target.is_float:
+        return "uitofp" if source.element[0] == "u" else "sitofp"
+    if source.bits > target.bits:
+        return "trunc"
+    return "zext" if source.element[0] == "u" else "sext"
+
+
+@intrinsic
+def convert(typing_context, kind, value):
+    """`value` lane by lane in another element type; floats to integers truncate toward zero."""
+    vector = kind.instance_type
+
+    def emit(context, builder, signature, args):
+        return getattr(builder, _conversion(value, vector))(args[1], vector.llvm)
+
+    return vector(kind, value), emit
+
+
+def _binary(signed_op: str, unsigned_op: str, float_op: str) -> Any:
+    @intrinsic
+    def binary(typing_context, left, right):
+        if not isinstance(left, Vector):
+            return None
+
+        def emit(context, builder, signature, args):
+            x, y = args
+            if not isinstance(signature.args[1], Vector):
+                y = context.cast(builder, y, signature.args[1], _SCALAR[left.element])
+                y = _broadcast(builder, left, y)
+            unsigned = left.element[0] == "u"
+            op = float_op if left.is_float else unsigned_op if unsigned else signed_op
+            return getattr(builder, op)(x, y)
+
+        return left(left, right), emit
+
+    return binary
+
+
+_OPERATORS = {
+    operator.add: _binary("add", "add", "fadd"),
+    operator.sub: _binary("sub", "sub", "fsub"),
+    operator.mul: _binary("mul", "mul", "fmul"),
+    operator.truediv: _binary("sdiv", "udiv", "fdiv"),
+    operator.and_: _binary("and_", "and_", ""),
+    operator.or_: _binary("or_", "or_", ""),
+    operator.xor: _binary("xor", "xor", ""),
+    operator.lshift: _binary("shl", "shl", ""),
+    operator.rshift: _binary("ashr", "lshr", ""),
+}
+
+
+def _overload_operator(symbol: Any, binary: Any) -> None:
+    @overload(symbol, inline="always")
+    def vector_operator(x, y):
+        if isinstance(x, Vector):
+            return lambda x, y: binary(x, y)
+        return None
+
+
+for _symbol, _binary_op in _OPERATORS.items():
+    _overload_operator(_symbol, _binary_op)
+
+
+def _llvm_call(name: str) -> Any:
+    def call(builder: Any, vector: Vector, args: Any) -> Any:
+        kind = ir.FunctionType(vector.llvm, [vector.llvm] * len(args))
+        full = f"llvm.{name}.v{vector.lanes}{vector.element}"
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, full), args)
+
+    return call
+
+
+@intrinsic
+def fma(typing_context, a, b, c):
+    """a * b + c with one rounding."""
+
+    def emit(context, builder, signature, args):
+        return _llvm_call("fma")(builder, c, args)
+
+    return c(c, c, c), emit
+
+
+@intrinsic
+def maximum(typing_context, a, b):
+    def emit(context, builder, signature, args):
+        return _llvm_call("maxnum")(builder, a, args)
+
+    return a(a, a), emit
+
+
+@intrinsic
+def minimum(typing_context, a, b):
+    def emit(context, builder, signature, args):
+        return _llvm_call("minnum")(builder, a, args)
+
+    return a(a, a), emit
+
+
+@intrinsic
+def rint(typing_context, a):
+    """Nearest integer, ties to even, still a float."""
+
+    def emit(context, builder, signature, args):
+        return _llvm_call("rint")(builder, a, args)
+
+    return a(a), emit
+
+
+def _reduction(combine: Any) -> Any:
+    @intrinsic
+    def reduce(typing_context, value):
+        def emit(context, builder, signature, args):
+            rest, lanes = args[0], value.lanes
+            # a fixed tree of halves: the order, and so the result, never changes
+            while lanes > 1:
+                lanes //= 2
+                undefined = ir.Constant(rest.type, ir.Undefined)
+                kind = ir.VectorType(_I32, lanes)
+                low = ir.Constant(kind, list(range(lanes)))
+                high = ir.Constant(kind, list(range(lanes, 2 * lanes)))
+                half = Vector(value.element, lanes)
+                rest = combine(
+                    builder,
+                    half,
+                    builder.shuffle_vector(rest, undefined, low),
+                    builder.shuffle_vector(rest, undefined, high),
+                )
+            return builder.extract_element(rest, _I32(0))
+
+        return _SCALAR[value.element](value), emit
+
+    return reduce
+
+
+reduce_add = _reduction(
+    lambda builder, half, x, y: (builder.fadd if half.is_float else builder.add)(x, y)
+)
+reduce_max = _reduction(lambda builder, half, x, y: _llvm_call("maxnum")(builder, half, [x, y]))
+
+
+@intrinsic
+def address_of(typing_context, array):
+    """The address of a NumPy array's first element."""
+
+    def emit(context, builder, signature, args):
+        data = context.make_array(array)(context, builder, args[0]).data
+        return builder.ptrtoint(data, ir.IntType(64))
+
+    return types.int64(array), emit

@@ -1,0 +1,56 @@
+"""Vector exp and what is built on it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engine.cpu.jit import kernel
+from engine.cpu.simd import (
+    bitcast,
+    convert,
+    f32x16,
+    fma,
+    i32x16,
+    maximum,
+    minimum,
+    rint,
+    splat,
+)
+
+_LOG2E = np.float32(1.4426950408889634)
+# ln 2 in two parts, the first exact in a few bits, so that n ln 2 loses nothing
+_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+_LOWEST, _HIGHEST = np.float32(-87.0), np.float32(88.0)
+
+
+@kernel
+def vexp(x):
+    """exp of f32x16 to 2 ulp, clamped to exp(-87)..exp(88): never infinite, never subnormal.
+
+    Cephes' expf: exp(x) = 2^n exp(r), |r| <= ln 2 / 2, and a polynomial of degree 5 for the rest.
+    """
+    x = minimum(maximum(x, splat(f32x16, _LOWEST)), splat(f32x16, _HIGHEST))
+    n = rint(x * _LOG2E)
+    r = fma(n, splat(f32x16, -_LN2_HIGH), x)
+    r = fma(n, splat(f32x16, -_LN2_LOW), r)
+    p = splat(f32x16, np.float32(1.9875691500e-4))
+    p = fma(p, r, splat(f32x16, np.float32(1.3981999507e-3)))
+    p = fma(p, r, splat(f32x16, np.float32(8.3334519073e-3)))
+    p = fma(p, r, splat(f32x16, np.float32(4.1665795894e-2)))
+    p = fma(p, r, splat(f32x16, np.float32(1.6666665459e-1)))
+    p = fma(p, r, splat(f32x16, np.float32(5.0000001201e-1)))
+    p = fma(p, r * r, r) + np.float32(1)
+    power = bitcast(f32x16, (convert(i32x16, n) + 127) << 23)
+    return p * power
+
+
+@kernel
+def vsigmoid(x):
+    one = splat(f32x16, np.float32(1))
+    return one / (one + vexp(x * np.float32(-1)))
+
+
+@kernel
+def vtanh(x):
+    """2 sigmoid(2 x) - 1."""
+    return vsigmoid(x * np.float32(2)) * np.float32(2) - np.float32(1)

@@ -1,0 +1,1 @@
+"""The KV cache: formats own bits, pages own tokens."""

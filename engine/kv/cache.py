@@ -1,0 +1,244 @@
+"""Pages in memory: who holds which tokens, in which bytes.
+
+A `LayerCache` has a key side and a value side, each with its own type and page length.  Tokens of a
+token format are written straight into their page; tokens of a page format wait in the *tail*, a
+page in a plain format, and are packed the moment the page is full.  So every token reads the packed
+form of all earlier pages and the exact form of its own, however the prompt was cut into chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.errors import InputError
+from engine.kv.format import PAGE, KVFormat, Side, TokenFormat
+from engine.kv.formats import BF16
+
+_LINE = 64  # bytes: pages start on a cache line
+
+
+@dataclass(frozen=True)
+class CacheType:
+    """How one side is stored: the packed format, the page length and the tail's format.
+
+    `tail` is None for tokens that are packed as they arrive.
+    """
+
+    format: KVFormat
+    page_tokens: int
+    tail: TokenFormat | None
+
+    @classmethod
+    def of(cls, kv_format: KVFormat) -> CacheType:
+        """The default storage: page formats get a bf16 tail, token formats none."""
+        if kv_format.page_tokens is None:
+            return cls(kv_format, PAGE, None)
+        return cls(kv_format, kv_format.page_tokens, BF16)
+
+    @property
+    def open_format(self) -> TokenFormat:
+        """The format of the page that is still being filled."""
+        if self.tail is not None:
+            return self.tail
+        assert isinstance(self.format, TokenFormat)
+        return self.format
+
+    def bits_per_value(self, head_dim: int) -> float:
+        """Bits per value of a full page, metadata and padding included."""
+        return self.format.bits_per_value(self.page_tokens, head_dim)
+
+
+def _aligned(shape: tuple[int, int]) -> np.ndarray:
+    """Zeroed uint8 memory that starts on a cache line."""
+    size = shape[0] * shape[1]
+    raw = np.zeros(size + _LINE, np.uint8)
+    start = -raw.ctypes.data % _LINE
+    return raw[start : start + size].reshape(shape)
+
+
+class SideCache:
+    """Keys or values of one layer: pages uint8 [kv_heads, bytes], `n` tokens of which are filled."""
+
+    def __init__(
+        self, side: Side, kind: CacheType, kv_heads: int, head_dim: int, n_ctx: int
+    ) -> None:
+        self.side: Side = side
+        self.type, self.kv_heads, self.head_dim = kind, kv_heads, head_dim
+        self.n = 0
+        # pages in the packed format, open one included if there is no tail; None once evicted
+        self.pages: list[np.ndarray | None] = []
+        # addresses of the pages, the open one included; 0 for evicted pages
+        self.table = np.zeros(-(-n_ctx // kind.page_tokens), np.int64)
+        self._tail: np.ndarray | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated, tail included."""
+        held = sum(page.nbytes for page in self.pages if page is not None)
+        return held + (0 if self._tail is None else self._tail.nbytes)
+
+    def room(self) -> int:
+        """Tokens that fit before the open page ends."""
+        return self.type.page_tokens - self.n % self.type.page_tokens
+
+    def open_page(self) -> np.ndarray:
+        """The page that takes the next token, uint8 [kv_heads, bytes] in `open_format`."""
+        index, kind = self.n // self.type.page_tokens, self.type
+        nbytes = kind.open_format.page_nbytes(kind.page_tokens, self.head_dim)
+        if kind.tail is not None:
+            if self._tail is None:
+                self._tail = _aligned((self.kv_heads, nbytes))
+            self.table[index] = self._tail.ctypes.data
+            return self._tail
+        if index == len(self.pages):
+            self._place(_aligned((self.kv_heads, nbytes)))
+        page = self.pages[index]
+        assert page is not None
+        return page
+
+    def _place(self, page: np.ndarray) -> None:
+        self.table[len(self.pages)] = page.ctypes.data
+        self.pages.append(page)
+
+    def seal(self) -> None:
+        """Pack the tail if it is full.  Sealed pages never change."""
+        kind = self.type
+        packed = len(self.pages) * kind.page_tokens
+        if kind.tail is None or self.n - packed < kind.page_tokens:
+            return
+        assert self._tail is not None
+        exact = kind.tail.decode(self._tail, self.head_dim, self.side)
+        packed = kind.format.encode(exact, self.side)
+        page = _aligned((self.kv_heads, packed.shape[-1]))
+        page[:] = packed
+        self._place(page)
+
+    def decode(self, start: int) -> np.ndarray:
+        """Tokens start..n as float32 [kv_heads, n - start, head_dim]; `start` begins a page."""
+        size, parts = self.type.page_tokens, []
+        for index in range(start // size, -(-self.n // size)):
+            if index < len(self.pages):
+                page, stored = self.pages[index], self.type.format
+            else:
+                page, stored = self._tail, self.type.open_format
+            assert page is not None, "an evicted page was read"
+            parts.append(stored.decode(page, self.head_dim, self.side))
+        if not parts:
+            return np.zeros((self.kv_heads, 0, self.head_dim), np.float32)
+        return np.concatenate(parts, axis=1)[:, : self.n - start]
+
+    def evict(self, before: int) -> None:
+        """Free the pages whose tokens all lie before token `before`."""
+        for index in range(min(before // self.type.page_tokens, len(self.pages))):
+            self.pages[index] = None
+            self.table[index] = 0
+
+    def first_held(self) -> int:
+        """The first token still present."""
+        held = (i for i, page in enumerate(self.pages) if page is not None)
+        return next(held, len(self.pages)) * self.type.page_tokens
+
+    def boundary(self, n: int) -> int:
+        """The longest prefix of at most `n` tokens that can be kept: inside a sealed page the exact
+        values are gone, so a page format falls back to the page's start."""
+        packed = len(self.pages) * self.type.page_tokens
+        if self.type.tail is None or n >= packed:
+            return n
+        return n // self.type.page_tokens * self.type.page_tokens
+
+    def truncate(self, n: int) -> None:
+        """Forget all tokens from `n` on; `n` is a boundary."""
+        keep = n // self.type.page_tokens
+        if self.type.tail is None:
+            keep = -(-n // self.type.page_tokens)
+        del self.pages[keep:]
+        self.n = n
+
+
+class LayerCache:
+    """Keys and values of one layer.  `window` is the attention span in tokens, None for all."""
+
+    def __init__(
+        self,
+        types: tuple[CacheType, CacheType],
+        kv_heads: int,
+        head_dim: int,
+        n_ctx: int,
+        window: int | None,
+        index: int,
+    ) -> None:
+        self.k = SideCache("k", types[0], kv_heads, head_dim, n_ctx)
+        self.v = SideCache("v", types[1], kv_heads, head_dim, n_ctx)
+        self.window, self.index = window, index
+
+    @property
+    def n(self) -> int:
+        return self.k.n
+
+    @property
+    def nbytes(self) -> int:
+        return self.k.nbytes + self.v.nbytes
+
+    def segments(self, tokens: int) -> Iterator[slice]:
+        """Cut `tokens` new tokens at page boundaries; the cache advances between the cuts."""
+        start = 0
+        while start < tokens:
+            size = min(tokens - start, self.k.room(), self.v.room())
+            yield slice(start, start + size)
+            start += size
+
+    def advance(self, tokens: int) -> None:
+        self.k.n += tokens
+        self.v.n += tokens
+
+    def seal(self) -> None:
+        """Pack full pages and free those that no later query can see.
+
+        One page more than the window is kept, so that a short roll-back stays possible.
+        """
+        for side in (self.k, self.v):
+            side.seal()
+            if self.window is not None:
+                side.evict(self.n - self.window - side.type.page_tokens)
+
+
+class KVCache:
+    """The cache of one sequence: `layers` in order, all with the same number of tokens."""
+
+    def __init__(self, layers: list[LayerCache], n_ctx: int) -> None:
+        self.layers, self.n_ctx = layers, n_ctx
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated: codes, metadata, tails."""
+        return sum(layer.nbytes for layer in self.layers)
+
+    def truncate(self, n: int) -> int:
+        """Keep at most the first `n` tokens; returns how many stayed.
+
+        Page formats fall back to a page boundary, and a sliding window that has lost the tokens
+        before the cut falls back to nothing.
+        """
+        sides = [side for layer in self.layers for side in (layer.k, layer.v)]
+        n = min([n, *(side.n for side in sides)])
+        while (kept := min((side.boundary(n) for side in sides), default=n)) < n:
+            n = kept
+        for layer in self.layers:
+            held = max(layer.k.first_held(), layer.v.first_held())
+            if layer.window is not None and held > max(0, n - layer.window + 1):
+                n = 0
+        for side in sides:
+            side.truncate(n)
+        return n
+
+    def check_room(self, tokens: int) -> None:
+        """Raise InputError if `tokens` more do not fit."""
+        used = self.layers[0].n if self.layers else 0
+        if used + tokens > self.n_ctx:
+            raise InputError(
+                f"context full: {used} tokens cached and {tokens} more exceed the context of "
+                f"{self.n_ctx}; raise -c or shorten the prompt"
+            )

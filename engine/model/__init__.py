@@ -1,0 +1,1 @@
+"""The model: a declarative spec, weights bound by name, one decoder."""

@@ -1,0 +1,129 @@
+"""The decoder: token ids and caches in, hidden states and logits out.  One loop for all families."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from engine.checkpoint import Checkpoint
+from engine.errors import InputError
+from engine.kv.cache import CacheType, KVCache, LayerCache
+from engine.model.rope import rope_table
+from engine.model.spec import AttentionSpec, LayerSpec, ModelSpec, RopeSpec
+from engine.model.weights import Weights, bind
+from engine.ops import Array, Ops, Weight
+
+
+class Decoder:
+    """A model on one backend.  Frozen after construction: sequences live in their KVCache."""
+
+    def __init__(self, spec: ModelSpec, checkpoint: Checkpoint, ops: Ops) -> None:
+        self.spec, self.ops = spec, ops
+        self.weights: Weights = bind(spec, checkpoint, ops)
+        self._rope_factors = {
+            rope: _rope_factors(checkpoint, rope)
+            for rope in {layer.attention.rope for layer in spec.layers}
+        }
+        self._rope_tables: dict[RopeSpec, Array] = {}
+        self._rope_ctx = 0
+
+    def new_cache(self, types: tuple[CacheType, CacheType], n_ctx: int) -> KVCache:
+        """An empty cache for one sequence of at most `n_ctx` tokens, keys and values stored as
+        `types`.  Raises InputError for a type that this backend cannot attend to."""
+        for kind in types:
+            if not self.ops.supports(kind):
+                raise InputError(
+                    f"{kind.format.name}: not supported by the {self.ops.name} backend"
+                )
+        if n_ctx > self._rope_ctx:
+            self._rope_ctx = n_ctx
+            self._rope_tables = {
+                rope: self.ops.asarray(rope_table(rope, n_ctx, factors))
+                for rope, factors in self._rope_factors.items()
+            }
+        layers = [
+            LayerCache(types, a.kv_heads, a.head_dim, n_ctx, a.window, index)
+            for index, a in enumerate(layer.attention for layer in self.spec.layers)
+        ]
+        return KVCache(layers, n_ctx)
+
+    def forward(self, ids: np.ndarray, cache: KVCache) -> Array:
+        """Append the tokens ids int32 [T] to the cache; their last hidden states [T, n_embd]."""
+        cache.check_room(len(ids))
+        ops, spec = self.ops, self.spec
+        x = ops.embed(self.weights.model["token_embd.weight"], ids)
+        if spec.embed_scale != 1.0:
+            ops.scale_(x, spec.embed_scale)
+        for layer, weights, kv in zip(spec.layers, self.weights.layers, cache.layers, strict=True):
+            self._attention(layer.attention, weights, kv, x)
+            self._feed_forward(layer, weights, x)
+        return x
+
+    def logits(self, hidden: Array) -> np.ndarray:
+        """float32 [T, n_vocab] on the host from hidden states [T, n_embd]."""
+        weights = self.weights.model
+        x = self._norm(hidden, weights["output_norm.weight"])
+        logits = self.ops.linear(weights.get("output.weight", weights["token_embd.weight"]), x)
+        if self.spec.logit_softcap:
+            self.ops.softcap_(logits, self.spec.logit_softcap)
+        return self.ops.to_host(logits)
+
+    def _norm(self, x: Array, weight: Weight) -> Array:
+        return self.ops.rms_norm(x, weight, self.spec.norm_eps)
+
+    def _residual(self, x: Array, y: Array, post_norm: Weight | None) -> None:
+        self.ops.add_(x, y if post_norm is None else self._norm(y, post_norm))
+
+    def _attention(
+        self, a: AttentionSpec, w: Mapping[str, Weight], kv: LayerCache, x: Array
+    ) -> None:
+        """x += attention(norm(x)), its keys and values appended to `kv`."""
+        ops, tokens, position = self.ops, x.shape[0], kv.n
+        q, k, v = ops.linears(
+            [w["attn_q.weight"], w["attn_k.weight"], w["attn_v.weight"]],
+            self._norm(x, w["attn_norm.weight"]),
+            [w.get("attn_q.bias"), w.get("attn_k.bias"), w.get("attn_v.bias")],
+        )
+        q = q.reshape(tokens, a.heads, a.head_dim)
+        k = k.reshape(tokens, a.kv_heads, a.head_dim)
+        v = v.reshape(tokens, a.kv_heads, a.head_dim)
+        if "attn_q_norm.weight" in w:
+            q = self._norm(q, w["attn_q_norm.weight"])
+        if "attn_k_norm.weight" in w:
+            k = self._norm(k, w["attn_k_norm.weight"])
+        table = self._rope_tables[a.rope]
+        ops.rope_(q, table, position, a.rope.layout)
+        ops.rope_(k, table, position, a.rope.layout)
+        parts = []
+        for cut in kv.segments(tokens):
+            ops.append(kv, k[cut], v[cut])
+            parts.append(ops.attend(q[cut], kv, a.scale, a.softcap))
+            ops.seal(kv)
+        mixed = ops.concatenate(parts).reshape(tokens, a.heads * a.head_dim)
+        y = ops.linear(w["attn_output.weight"], mixed, w.get("attn_output.bias"))
+        self._residual(x, y, w.get("post_attention_norm.weight"))
+
+    def _feed_forward(self, layer: LayerSpec, w: Mapping[str, Weight], x: Array) -> None:
+        """x += down(act(gate(norm(x))) * up(norm(x)))."""
+        gate, up = self.ops.linears(
+            [w["ffn_gate.weight"], w["ffn_up.weight"]],
+            self._norm(x, w["ffn_norm.weight"]),
+            [None, None],
+        )
+        hidden = self.ops.glu(gate, up, layer.feed_forward.act)
+        y = self.ops.linear(w["ffn_down.weight"], hidden)
+        self._residual(x, y, w.get("post_ffw_norm.weight"))
+
+
+def _rope_factors(checkpoint: Checkpoint, rope: RopeSpec) -> np.ndarray | None:
+    """The file's frequency divisors float32 [dims / 2], None without them."""
+    tensor = checkpoint.tensors.get(rope.factors) if rope.factors else None
+    if tensor is None:
+        return None
+    if tensor.type != "F32" or tensor.shape != (rope.dims // 2,):
+        raise InputError(
+            f"{checkpoint.path}: tensor {tensor.name} is {tensor.type} {tensor.shape}, "
+            f"expected F32 ({rope.dims // 2},)"
+        )
+    return np.frombuffer(tensor.data.tobytes(), "<f4")

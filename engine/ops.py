@@ -1,0 +1,120 @@
+"""The op protocol: what a backend must do.
+
+Arrays are the backend's own and float32 [tokens, features] (heads split: [tokens, heads, head_dim]);
+weights are whatever `upload` returned.  Names ending in `_` work in place.  The reference backend is
+the plain NumPy meaning of every op; composites have default bodies that a backend may fuse.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from engine.checkpoint import Tensor
+from engine.errors import InputError
+from engine.kv.cache import CacheType, LayerCache
+
+Array = Any
+Weight = Any
+
+
+class Ops(ABC):
+    """One device."""
+
+    name: str
+
+    @abstractmethod
+    def upload(self, tensor: Tensor) -> Weight:
+        """The backend's form of a tensor: matrices stay quantized, vectors become float32.
+
+        Raises InputError for a type that cannot be decoded.
+        """
+
+    @abstractmethod
+    def asarray(self, x: np.ndarray) -> Array:
+        """Host array to device array."""
+
+    @abstractmethod
+    def to_host(self, x: Array) -> np.ndarray:
+        """Device array to host array."""
+
+    @abstractmethod
+    def concatenate(self, parts: list[Array]) -> Array:
+        """One array of `parts` joined along their first axis."""
+
+    @abstractmethod
+    def supports(self, kind: CacheType) -> bool:
+        """Whether pages of this type can be written and attended to; no fallback exists."""
+
+    @abstractmethod
+    def embed(self, weight: Weight, ids: np.ndarray) -> Array:
+        """Rows ids int32 [T] of the matrix as float32 [T, E]."""
+
+    @abstractmethod
+    def linear(self, weight: Weight, x: Array, bias: Weight | None = None) -> Array:
+        """y [T, N] = x [T, K] weight [N, K]^T + bias [N]."""
+
+    @abstractmethod
+    def rms_norm(self, x: Array, weight: Weight, eps: float) -> Array:
+        """x / rms(x) * weight over the last axis of x [..., E]."""
+
+    @abstractmethod
+    def rope_(self, x: Array, table: Array, position: int, layout: str) -> None:
+        """Rotate x [T, heads, D] by table [n_ctx, dims / 2, 2] (cos, sin) rows position..position+T.
+
+        Pairs are (i, i + dims / 2) for layout "neox" and (2 i, 2 i + 1) for "norm"; channels from
+        `dims` on stay.
+        """
+
+    @abstractmethod
+    def glu(self, gate: Array, up: Array, act: str) -> Array:
+        """act(gate) * up, act "silu" or "gelu_tanh"."""
+
+    @abstractmethod
+    def add_(self, x: Array, y: Array) -> None:
+        """x += y."""
+
+    @abstractmethod
+    def scale_(self, x: Array, factor: float) -> None:
+        """x *= factor."""
+
+    @abstractmethod
+    def softcap_(self, x: Array, cap: float) -> None:
+        """x = cap tanh(x / cap)."""
+
+    @abstractmethod
+    def append(self, layer: LayerCache, k: Array, v: Array) -> None:
+        """Store k and v [T, kv_heads, D] as the layer's next tokens, which fit the open pages.
+
+        Raises InputError naming layer and position if a value is not finite.
+        """
+
+    @abstractmethod
+    def attend(self, q: Array, layer: LayerCache, scale: float, softcap: float) -> Array:
+        """Causal attention of q [T, heads, D], the last T tokens of the layer, to its pages.
+
+        softmax(softcap(q k^T scale)) v within the layer's window; `softcap` 0 means none.
+        Returns [T, heads, D].
+        """
+
+    def seal(self, layer: LayerCache) -> None:
+        """Pack the pages that are full."""
+        layer.seal()
+
+    def linears(
+        self, weights: Sequence[Weight], x: Array, biases: Sequence[Weight | None]
+    ) -> list[Array]:
+        """Several `linear` of one input, such as q, k and v or gate and up."""
+        return [self.linear(w, x, b) for w, b in zip(weights, biases, strict=True)]
+
+
+def not_finite(layer: int, side: str, position: int) -> InputError:
+    """The error for a key or value that no cache type can hold."""
+    name = {"k": "key", "v": "value"}[side]
+    return InputError(
+        f"layer {layer}: the {name} of the token at position {position} is not finite; "
+        "the model file is damaged or its type overflows"
+    )

@@ -1,0 +1,135 @@
+"""The reference backend: slow, obvious NumPy, the oracle of every op."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+from gguf import quants
+
+from engine.checkpoint import Tensor
+from engine.errors import InputError
+from engine.kv.cache import CacheType, LayerCache, SideCache
+from engine.ops import Ops, not_finite
+
+
+def dequantize(tensor: Tensor) -> np.ndarray:
+    """float32 values of a tensor of any type the `gguf` package can decode, in its shape."""
+    kind = gguf.GGMLQuantizationType[tensor.type]
+    try:
+        values = quants.dequantize(tensor.data, kind)
+    except NotImplementedError:
+        raise InputError(f"tensor {tensor.name}: type {tensor.type} cannot be decoded") from None
+    return values.astype(np.float32, copy=False).reshape(tensor.shape)
+
+
+class ReferenceOps(Ops):
+    """Every op in float32 NumPy, attention over decoded pages."""
+
+    name = "reference"
+
+    def upload(self, tensor: Tensor) -> np.ndarray:
+        return dequantize(tensor)
+
+    def asarray(self, x: np.ndarray) -> np.ndarray:
+        return x
+
+    def to_host(self, x: np.ndarray) -> np.ndarray:
+        return x
+
+    def concatenate(self, parts: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate(parts)
+
+    def supports(self, kind: CacheType) -> bool:
+        return True
+
+    def embed(self, weight: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        return weight[ids]
+
+    def linear(
+        self, weight: np.ndarray, x: np.ndarray, bias: np.ndarray | None = None
+    ) -> np.ndarray:
+        y = x @ weight.T
+        return y if bias is None else y + bias
+
+    def rms_norm(self, x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+        mean = np.mean(np.square(x), axis=-1, keepdims=True, dtype=np.float32)
+        return x / np.sqrt(mean + np.float32(eps)) * weight
+
+    def rope_(self, x: np.ndarray, table: np.ndarray, position: int, layout: str) -> None:
+        pairs = table.shape[1]
+        cos, sin = np.moveaxis(table[position : position + x.shape[0], None], -1, 0)
+        if layout == "neox":
+            first, second = x[..., :pairs], x[..., pairs : 2 * pairs]
+        else:
+            first, second = x[..., 0 : 2 * pairs : 2], x[..., 1 : 2 * pairs : 2]
+        # the right-hand sides are complete before either view is written
+        first[:], second[:] = first * cos - second * sin, first * sin + second * cos
+
+    def glu(self, gate: np.ndarray, up: np.ndarray, act: str) -> np.ndarray:
+        return ACTIVATIONS[act](gate) * up
+
+    def add_(self, x: np.ndarray, y: np.ndarray) -> None:
+        x += y
+
+    def scale_(self, x: np.ndarray, factor: float) -> None:
+        x *= np.float32(factor)
+
+    def softcap_(self, x: np.ndarray, cap: float) -> None:
+        x[:] = np.float32(cap) * np.tanh(x / np.float32(cap))
+
+    def append(self, layer: LayerCache, k: np.ndarray, v: np.ndarray) -> None:
+        for side, x in ((layer.k, k), (layer.v, v)):
+            bad = np.flatnonzero(~np.isfinite(x).all(axis=(1, 2)))
+            if bad.size:
+                raise not_finite(layer.index, side.side, side.n + int(bad[0]))
+            _write_rows(side, x)
+        layer.advance(k.shape[0])
+
+    def attend(self, q: np.ndarray, layer: LayerCache, scale: float, softcap: float) -> np.ndarray:
+        tokens, heads, dim = q.shape
+        first = 0
+        if layer.window is not None:
+            first = max(layer.k.first_held(), layer.v.first_held())
+        k, v = (_decode(side, first) for side in (layer.k, layer.v))
+        group = heads // k.shape[0]
+        queries = q.reshape(tokens, k.shape[0], group, dim)
+        scores = np.einsum("thgd,hnd->hgtn", queries, k) * np.float32(scale)
+        if softcap:
+            self.softcap_(scores, softcap)
+        position = np.arange(layer.n - tokens, layer.n)[:, None]
+        token = np.arange(first, layer.n)[None, :]
+        hidden = token > position
+        if layer.window is not None:
+            hidden |= token <= position - layer.window
+        scores = np.where(hidden, np.float32(-np.inf), scores)
+        scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        scores /= scores.sum(axis=-1, keepdims=True)
+        return np.einsum("hgtn,hnd->thgd", scores, v).reshape(tokens, heads, dim)
+
+
+def _silu(x: np.ndarray) -> np.ndarray:
+    # x sigmoid(x) without overflow: sigmoid(x) = (1 + tanh(x / 2)) / 2
+    return np.float32(0.5) * x * (1 + np.tanh(np.float32(0.5) * x))
+
+
+def _gelu_tanh(x: np.ndarray) -> np.ndarray:
+    """GELU by its tanh approximation (Hendrycks and Gimpel 2016)."""
+    inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x**3)
+    return np.float32(0.5) * x * (1 + np.tanh(inner))
+
+
+ACTIVATIONS = {"silu": _silu, "gelu_tanh": _gelu_tanh}
+
+
+def _write_rows(side: SideCache, x: np.ndarray) -> None:
+    """Encode x [T, kv_heads, D] into the open page behind the tokens it already holds."""
+    stored, tokens = side.type.open_format, x.shape[0]
+    row, start = stored.row_nbytes(side.head_dim), side.n % side.type.page_tokens
+    encoded = stored.encode(np.ascontiguousarray(x.swapaxes(0, 1)), side.side)
+    side.open_page()[:, start * row : (start + tokens) * row] = encoded
+
+
+def _decode(side: SideCache, first: int) -> np.ndarray:
+    """Tokens first..n; the side's own pages may begin earlier."""
+    start = first // side.type.page_tokens * side.type.page_tokens
+    return side.decode(start)[:, first - start :]

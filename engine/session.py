@@ -1,0 +1,103 @@
+"""A session: one sequence of tokens and its KV cache.  Everything that changes lives here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from engine.errors import InputError
+from engine.kv.cache import CacheType
+from engine.kv.formats import kv_format
+from engine.model.decoder import Decoder
+
+CHUNK = 512  # prompt tokens per forward pass: large enough to be a matrix product, small in memory
+
+
+class Session:
+    """`tokens` are those whose keys and values are cached.
+
+    `ctk` and `ctv` are KV cache types, by name or as a CacheType.  `n_ctx` is the most tokens the
+    session can hold, by default the context the model was trained for.  Raises InputError for an
+    unknown type or a context out of range.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        n_ctx: int | None = None,
+        ctk: str | CacheType = "bf16",
+        ctv: str | CacheType = "bf16",
+    ) -> None:
+        limit = decoder.spec.n_ctx_train
+        n_ctx = limit if n_ctx is None else n_ctx
+        if not 0 < n_ctx <= limit:
+            raise InputError(f"context of {n_ctx} tokens: the model takes 1 to {limit}")
+        types = (_cache_type(ctk), _cache_type(ctv))
+        self.decoder, self.n_ctx = decoder, n_ctx
+        self.cache = decoder.new_cache(types, n_ctx)
+        self.tokens: list[int] = []
+
+    def extend(self, tokens: Sequence[int]) -> np.ndarray:
+        """Append `tokens` and return the logits float32 [n_vocab] that follow the last one."""
+        hidden = None
+        for _, hidden in self._forward(tokens):
+            pass
+        if hidden is None:
+            raise InputError("no tokens: the model needs at least one to continue from")
+        return self.decoder.logits(hidden[-1:])[0]
+
+    def sync(self, tokens: Sequence[int]) -> np.ndarray:
+        """Make `tokens` the session's whole sequence and return the logits that follow it.
+
+        What the cache already holds of it is kept, down to a page boundary for page formats, so a
+        growing conversation costs only its new tokens.
+        """
+        keep = min(self.shared_prefix(tokens), max(len(tokens) - 1, 0))
+        if keep < len(self.tokens):
+            self.truncate(keep)
+        return self.extend(tokens[len(self.tokens) :])
+
+    def score(self, tokens: Sequence[int], first: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+        """Append `tokens`, yielding (i, logits [n, n_vocab]) that follow tokens i..i+n, i >= first.
+
+        Logits come in pieces of at most 128 tokens, so memory does not grow with the sequence.
+        """
+        piece = 128
+        for start, hidden in self._forward(tokens):
+            for i in range(max(start, first), start + hidden.shape[0], piece):
+                rows = hidden[i - start : i - start + piece]
+                yield i, self.decoder.logits(rows)
+
+    def shared_prefix(self, tokens: Sequence[int]) -> int:
+        """How many leading tokens of `tokens` are the session's own."""
+        pairs = zip(self.tokens, tokens, strict=False)
+        different = (i for i, (mine, other) in enumerate(pairs) if mine != other)
+        return next(different, min(len(self.tokens), len(tokens)))
+
+    def truncate(self, n: int) -> None:
+        """Forget the tokens from `n` on, and those before it that share its page if it is sealed."""
+        del self.tokens[self.cache.truncate(n) :]
+
+    def _forward(self, tokens: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Append `tokens` chunk by chunk, yielding (start, hidden states [n, n_embd])."""
+        vocab = self.decoder.spec.n_vocab
+        outside = next((t for t in tokens if not 0 <= t < vocab), None)
+        if outside is not None:
+            raise InputError(f"token id {outside} is outside the vocabulary, 0 to {vocab - 1}")
+        self.cache.check_room(len(tokens))
+        for start in range(0, len(tokens), CHUNK):
+            chunk = tokens[start : start + CHUNK]
+            try:
+                hidden = self.decoder.forward(np.asarray(chunk, np.int32), self.cache)
+            except BaseException:
+                # some layers may have taken the chunk and others not: all go back to before it
+                self.truncate(len(self.tokens))
+                raise
+            self.tokens.extend(chunk)
+            yield start, hidden
+
+
+def _cache_type(kind: str | CacheType) -> CacheType:
+    return kind if isinstance(kind, CacheType) else CacheType.of(kv_format(kind))
