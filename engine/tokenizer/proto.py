@@ -1,23 +1,41 @@
-"""The few lines of protobuf wire format that a sentencepiece model needs, both ways.
+"""The little protobuf that a sentencepiece model needs, written and read by hand.
 
-Field numbers are those of sentencepiece_model.proto.
+Numbers of fields are those of sentencepiece_model.proto.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 
 PIECES, TRAINER, NORMALIZER = 1, 2, 3  # ModelProto
 PIECE, SCORE, TYPE = 1, 2, 3  # SentencePiece
 MODEL_TYPE, BYTE_FALLBACK = 3, 35  # TrainerSpec
-ADD_DUMMY_PREFIX, REMOVE_EXTRA_WHITESPACES, ESCAPE_WHITESPACES = 3, 4, 5  # NormalizerSpec
-BPE = 2  # TrainerSpec.model_type
+CHARSMAP, ADD_DUMMY_PREFIX, REMOVE_EXTRA_WHITESPACES, ESCAPE_WHITESPACES = 2, 3, 4, 5
+
+UNIGRAM, BPE = 1, 2  # TrainerSpec.model_type
 
 
-def varint(value: int) -> bytes:
+def bpe_model(pieces: Iterable[tuple[str, float, int]], byte_fallback: bool) -> bytes:
+    """A BPE ModelProto of (text, score, type); its normalizer only turns spaces into U+2581."""
+    score_tag = _varint(SCORE << 3 | _FIXED32)
+    parts = []
+    for text, score, type in pieces:
+        body = _bytes_field(PIECE, text.encode()) + score_tag + struct.pack("<f", score)
+        parts.append(_bytes_field(PIECES, body + _int_field(TYPE, type)))
+    trainer = _int_field(MODEL_TYPE, BPE) + _int_field(BYTE_FALLBACK, byte_fallback)
+    normalizer = (
+        _int_field(ADD_DUMMY_PREFIX, 0)
+        + _int_field(REMOVE_EXTRA_WHITESPACES, 0)
+        + _int_field(ESCAPE_WHITESPACES, 1)
+    )
+    parts += [_bytes_field(TRAINER, trainer), _bytes_field(NORMALIZER, normalizer)]
+    return b"".join(parts)
+
+
+def _varint(value: int) -> bytes:
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
@@ -26,51 +44,56 @@ def varint(value: int) -> bytes:
     return bytes(out)
 
 
-def bytes_field(number: int, data: bytes) -> bytes:
-    return varint(number << 3 | _BYTES) + varint(len(data)) + data
+def _bytes_field(number: int, data: bytes) -> bytes:
+    return _varint(number << 3 | _BYTES) + _varint(len(data)) + data
 
 
-def int_field(number: int, value: int) -> bytes:
-    return varint(number << 3 | _VARINT) + varint(value)
+def _int_field(number: int, value: int) -> bytes:
+    return _varint(number << 3 | _VARINT) + _varint(value)
 
 
-def bpe_model(pieces: Iterable[tuple[str, float, int]], byte_fallback: bool) -> bytes:
-    """A BPE ModelProto of (text, score, type); its normalizer only turns spaces into U+2581."""
-    score_tag = varint(SCORE << 3 | _FIXED32)
-    parts = []
-    for text, score, type in pieces:
-        body = bytes_field(PIECE, text.encode()) + score_tag + struct.pack("<f", score)
-        parts.append(bytes_field(PIECES, body + int_field(TYPE, type)))
-    trainer = int_field(MODEL_TYPE, BPE) + int_field(BYTE_FALLBACK, byte_fallback)
-    normalizer = (
-        int_field(ADD_DUMMY_PREFIX, 0)
-        + int_field(REMOVE_EXTRA_WHITESPACES, 0)
-        + int_field(ESCAPE_WHITESPACES, 1)
-    )
-    parts += [bytes_field(TRAINER, trainer), bytes_field(NORMALIZER, normalizer)]
-    return b"".join(parts)
+class Message:
+    """The fields of one message in `data`; ValueError when malformed or of another kind."""
+
+    def __init__(self, data: bytes) -> None:
+        self._fields: dict[int, list[int | bytes]] = {}
+        at = 0
+        while at < len(data):
+            tag, at = _read_varint(data, at)
+            value, at = _read_value(data, at, tag & 7)
+            self._fields.setdefault(tag >> 3, []).append(value)
+
+    def int(self, number: int, default: int) -> int:
+        value = self._fields.get(number, [default])[-1]
+        if isinstance(value, bytes):
+            raise ValueError(f"field {number} is not a number")
+        return value
+
+    def bytes(self, number: int, default: bytes = b"") -> bytes:
+        """A field of bytes, text, a message or a number of fixed size."""
+        return (self.all(number) or [default])[-1]
+
+    def all(self, number: int) -> list[bytes]:
+        values = self._fields.get(number, [])
+        found = [value for value in values if isinstance(value, bytes)]
+        if len(found) < len(values):
+            raise ValueError(f"field {number} is a number")
+        return found
 
 
-def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(number, value) of each field of a message; ValueError when it is cut short or malformed."""
-    at = 0
-    while at < len(data):
-        tag, at = _read_varint(data, at)
-        wire = tag & 7
-        if wire == _VARINT:
-            value, at = _read_varint(data, at)
-            yield tag >> 3, value
-            continue
-        if wire == _BYTES:
-            size, at = _read_varint(data, at)
-        elif wire in (_FIXED32, _FIXED64):
-            size = 4 if wire == _FIXED32 else 8
-        else:
-            raise ValueError(f"wire type {wire}")
-        if size > len(data) - at:
-            raise ValueError("cut short")
-        yield tag >> 3, data[at : at + size]
-        at += size
+def _read_value(data: bytes, at: int, wire: int) -> tuple[int | bytes, int]:
+    """The value at `at` and the place after it."""
+    if wire == _VARINT:
+        return _read_varint(data, at)
+    if wire == _BYTES:
+        size, at = _read_varint(data, at)
+    elif wire in (_FIXED32, _FIXED64):
+        size = 4 if wire == _FIXED32 else 8
+    else:
+        raise ValueError(f"wire type {wire} at byte {at}")
+    if size > len(data) - at:
+        raise ValueError("it is cut short")
+    return data[at : at + size], at + size
 
 
 def _read_varint(data: bytes, at: int) -> tuple[int, int]:
@@ -79,4 +102,4 @@ def _read_varint(data: bytes, at: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << 7 * n
         if byte < 0x80:
             return value, at + n + 1
-    raise ValueError("cut short")
+    raise ValueError("it is cut short")
