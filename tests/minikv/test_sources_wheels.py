@@ -75,6 +75,10 @@ def test_a_registry_without_an_answer_is_unreachable(tmp_path, monkeypatch):
     [
         ("ERROR: first\nERROR: last\nnotice: a new pip\n", "last"),
         ("ERROR: Exception:\nTraceback (most recent call last):\nValueError: odd\n", "ValueError"),
+        (
+            "error: cut-short\n\n\u00d7 Not enough bytes\n\u2570\u2500> URL\nhint: wait\n",
+            "Not enough",
+        ),
         ("OSError: [Errno 28] No space left on device\n", "no disk space left"),
         ("", "it said nothing"),
     ],
