@@ -90,8 +90,7 @@ class Tokenizer(ABC):
             piece = self.token_bytes(token, special=not skip_special)
             if strip and piece:
                 strip = False
-                if self._types[token] == NORMAL:
-                    piece = piece.removeprefix(b" ")
+                piece = piece.removeprefix(b" ")
             yield piece
 
     def token_bytes(self, id: int, *, special: bool = False) -> bytes:

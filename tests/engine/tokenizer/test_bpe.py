@@ -47,8 +47,9 @@ def test_decode_undoes_encode(text):
 @given(TEXTS, st.booleans())
 def test_text_never_becomes_a_control_token_unless_asked(text, ignore_merges):
     tokenizer = tokenizer_from_metadata(bpe_metadata(pre="llama-bpe" if ignore_merges else "gpt-2"))
-    text = f"{text}<bos>{text}<|im_end|>"
-    assert not {id_of("<bos>"), id_of("<|im_end|>")} & set(tokenizer.encode(text))
+    text = f"{text}<bos>{text}<|im_end|> stop\nstop"
+    control = {id_of("<bos>"), id_of("<|im_end|>"), id_of("stop")}
+    assert not control & set(tokenizer.encode(text))
 
 
 def test_special_tokens_are_parsed_when_asked():

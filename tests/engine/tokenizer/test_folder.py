@@ -30,7 +30,7 @@ def write_bpe(folder: Path, *, adds_bos: bool = False) -> Path:
     made = tokenizers.Tokenizer(model)
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
-    made.add_special_tokens(["<bos>", "<|im_end|>"])
+    made.add_special_tokens(["<bos>", "<|im_end|>", "stop"])
     made.add_tokens(["<tool>", "<tool>x"])
     if adds_bos:
         made.post_processor = processors.TemplateProcessing(

@@ -17,11 +17,11 @@ MERGES += ["ĠĠ ĠĠ", "Ċ Ċ", "' s", "' S", "a b", "b c", "ab c", "1 2", "12 
 
 
 def bpe_metadata(**changes: Any) -> Metadata:
-    """256 byte tokens, the merges above, two control tokens and two user-defined ones."""
+    """256 byte tokens, the merges above, three control tokens and two user-defined ones."""
     texts = [LETTER[byte] for byte in range(256)]
     texts += [merge.replace(" ", "") for merge in MERGES]
-    special = ["<bos>", "<|im_end|>", "<tool>", "<tool>x", "[PAD]"]
-    types = [NORMAL] * len(texts) + [CONTROL, CONTROL, USER_DEFINED, USER_DEFINED, UNUSED]
+    special = ["<bos>", "<|im_end|>", "stop", "<tool>", "<tool>x", "[PAD]"]
+    types = [NORMAL] * len(texts) + [CONTROL] * 3 + [USER_DEFINED] * 2 + [UNUSED]
     values = {
         "model": "gpt2",
         "pre": "gpt-2",
@@ -35,7 +35,7 @@ def bpe_metadata(**changes: Any) -> Metadata:
 
 
 SPM_WORDS = ["▁a", "▁ab", "ab", "bc", "▁h", "el", "lo", "ell", "ello", "▁hello", "▁▁", "▁▁▁▁"]
-SPM_WORDS += ["é", "日本", "<b", "os>"]
+SPM_WORDS += ["é", "日本", "<b", "os", "os>"]  # <b and os> join to a control token
 
 
 def spm_metadata(**changes: Any) -> Metadata:
