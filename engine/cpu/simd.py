@@ -75,6 +75,11 @@ _I32 = ir.IntType(32)
 
 
 def _pointer(builder: Any, address: Any) -> Any:
+    # Numba links a compiled callee into its callers after code generation has rewritten the address
+    # base + j as a pointer j with an offset; where j is then known to be 0, LLVM would take the
+    # access for one through a null pointer and delete the code.  llvmlite does not list the
+    # attribute that forbids this, hence set.add.
+    set.add(builder.function.attributes, "null_pointer_is_valid")
     return builder.inttoptr(address, ir.PointerType())
 
 
