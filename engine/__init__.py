@@ -1,21 +1,33 @@
-"""The inference engine: token ids in, logits out.  Text, printing and JSON live in `minikv`."""
+"""The inference engine: token ids in, logits out.  Text, printing and JSON live in `minikv`.
+
+The names below are the public API; they are imported when first used, so that a command which only
+needs an error type or a path does not pay for the backends.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from engine.backends import new_ops
-from engine.errors import InputError
-from engine.model.load import Model, open_checkpoint
-from engine.sampler import Sampler, SamplerSpec
-from engine.session import Session
+if TYPE_CHECKING:
+    from engine.errors import InputError
+    from engine.model.load import Model, load_model
+    from engine.sampler import Sampler, SamplerSpec
+    from engine.session import Session
 
+_HOMES = {
+    "InputError": "engine.errors",
+    "Model": "engine.model.load",
+    "Sampler": "engine.sampler",
+    "SamplerSpec": "engine.sampler",
+    "Session": "engine.session",
+    "load_model": "engine.model.load",
+}
 __all__ = ["InputError", "Model", "Sampler", "SamplerSpec", "Session", "load_model"]
 
 
-def load_model(path: str | Path, *, backend: str = "cpu", threads: int | None = None) -> Model:
-    """Open the model at `path` (GGUF file or Hugging Face folder) on a backend.
-
-    Raises InputError with one line when the file is damaged, incomplete or not supported.
-    """
-    return Model(open_checkpoint(path), new_ops(backend, threads))
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'engine' has no attribute {name!r}")
+    return getattr(import_module(home), name)

@@ -40,8 +40,7 @@ class Metadata(Mapping[str, Any]):
 
     def float(self, key: str, default: Any = _MISSING) -> float:
         """The number `key`; an integer is accepted and converted."""
-        value = self._typed(key, default, (int, float), "a number")
-        return value if value is None else float(value)
+        return float(self._typed(key, default, (int, float), "a number"))
 
     def str(self, key: str, default: Any = _MISSING) -> str:
         return self._typed(key, default, str, "a string")

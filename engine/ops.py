@@ -1,8 +1,9 @@
 """The op protocol: what a backend must do.
 
-Arrays are the backend's own and float32 [tokens, features] (heads split: [tokens, heads, head_dim]);
-weights are whatever `upload` returned.  Names ending in `_` work in place.  The reference backend is
-the plain NumPy meaning of every op; composites have default bodies that a backend may fuse.
+Arrays are the backend's own and float32 [tokens, features] (heads split: [tokens, heads,
+head_dim]);
+weights are whatever `upload` returned.  Names ending in `_` work in place.  The reference backend
+is the plain NumPy meaning of every op; composites have default bodies that a backend may fuse.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class Ops(ABC):
 
     @abstractmethod
     def rope_(self, x: Array, table: Array, position: int, layout: str) -> None:
-        """Rotate x [T, heads, D] by table [n_ctx, dims / 2, 2] (cos, sin) rows position..position+T.
+        """Rotate x [T, heads, D] by table [n_ctx, dims / 2, 2] (cos, sin) rows
+        position..position+T.
 
         Pairs are (i, i + dims / 2) for layout "neox" and (2 i, 2 i + 1) for "norm"; channels from
         `dims` on stay.

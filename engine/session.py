@@ -41,12 +41,12 @@ class Session:
 
     def extend(self, tokens: Sequence[int]) -> np.ndarray:
         """Append `tokens` and return the logits float32 [n_vocab] that follow the last one."""
-        hidden = None
+        last = None
         for _, hidden in self._forward(tokens):
-            pass
-        if hidden is None:
+            last = hidden[-1:]
+        if last is None:
             raise InputError("no tokens: the model needs at least one to continue from")
-        return self.decoder.logits(hidden[-1:])[0]
+        return self.decoder.logits(last)[0]
 
     def sync(self, tokens: Sequence[int]) -> np.ndarray:
         """Make `tokens` the session's whole sequence and return the logits that follow it.
@@ -77,7 +77,7 @@ class Session:
         return next(different, min(len(self.tokens), len(tokens)))
 
     def truncate(self, n: int) -> None:
-        """Forget the tokens from `n` on, and those before it that share its page if it is sealed."""
+        """Forget the tokens from `n` on, and those that share a sealed page with token `n`."""
         del self.tokens[self.cache.truncate(n) :]
 
     def _forward(self, tokens: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:

@@ -12,6 +12,7 @@ import math
 
 import numba
 import numpy as np
+from numba.np.ufunc.parallel import get_thread_id
 
 from engine.cpu.jit import call, kernel, parallel
 from engine.cpu.kv_verbs import page_verbs, scratch_nbytes, width
@@ -193,7 +194,7 @@ def _attend(plan, k_table, v_table, q, scale, softcap, out, partial, scratch):
             start = max(start, stop - count - plan[_WINDOW] + 1)
         if part < parts - 1:
             stop = min(stop, (part + 1) * plan[_PART])
-        mine = address_of(scratch) + numba.get_thread_id() * scratch.shape[1]
+        mine = address_of(scratch) + get_thread_id() * scratch.shape[1]
         acc = address_of(partial) + item * stride
         _attend_item(
             plan, (k_table, v_table), q, scale, softcap, head, t0, count, start, stop, acc, mine

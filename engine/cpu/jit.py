@@ -11,13 +11,13 @@ from typing import Any
 import numba
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
 from engine.config import cache_dir
+from engine.cpu.simd import intrinsic
 
 
 def _source_hash() -> str:
-    """Numba notices edits only in a function's own file, not in what it calls: key on everything."""
+    """Of all kernels: Numba notices edits in a function's own file, not in what it calls."""
     digest = hashlib.sha256(numba.__version__.encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
@@ -33,8 +33,8 @@ _OPTIONS: dict[str, Any] = {
     "cache": True,
 }
 
-kernel = numba.njit(**_OPTIONS)
-parallel = numba.njit(parallel=True, **_OPTIONS)
+kernel: Any = numba.njit(**_OPTIONS)
+parallel: Any = numba.njit(parallel=True, **_OPTIONS)
 
 
 class Verb:

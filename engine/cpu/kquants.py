@@ -71,8 +71,8 @@ def q3_k(source, target, n):
 def _k_scales(packed):
     """(scales, mins) of Q4_K and Q5_K: eight six-bit values each, byte j of a word for sub-block j.
 
-    Bytes 0-3 and 4-7 hold the first four of each in their low six bits; bytes 8-11 hold the low four
-    bits of the others, whose high two are on top of bytes 0-7.
+    Bytes 0-3 and 4-7 hold the first four of each in their low six bits; bytes 8-11 hold the low
+    four bits of the others, whose high two are on top of bytes 0-7.
     """
     a, b = np.int64(load_u32(packed)), np.int64(load_u32(packed + 4))
     c = np.int64(load_u32(packed + 8))

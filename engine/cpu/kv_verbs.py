@@ -5,7 +5,8 @@
 
 for the n tokens of one KV head's page at `page` and `rows` query rows at once.  q and mix's out are
 float32 [rows, W] with W = dim rounded up to 32 and zeros behind dim; score's out and p are float32
-with `stride` bytes between rows.  Three format parameters follow.  `scratch` holds `scratch_nbytes`.
+with `stride` bytes between rows.  Three format parameters follow.  `scratch` holds
+`scratch_nbytes`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Products of quantized matrices with float32 activations.
 
-A few tokens: each row is decoded into cache and multiplied with every token, so the weights are read
-once.  Many tokens: tiles of rows are decoded to float32 and multiplied by NumPy's BLAS, one tile per
+A few tokens: each row is decoded into cache and multiplied with every token, so the weights are
+read
+once.  Many tokens: tiles of rows are decoded to float32 and multiplied by NumPy's BLAS, one tile
+per
 task.  Both use exact float32 activations, so a prompt and its token-by-token replay agree up to the
 order of additions.  Rows and tiles do not depend on the number of threads, nor do results.
 """
@@ -14,6 +16,7 @@ from functools import partial
 
 import numba
 import numpy as np
+from numba.np.ufunc.parallel import get_thread_id
 
 from engine.checkpoint import Tensor
 from engine.cpu.blocks import BLOCK_DECODERS
@@ -32,6 +35,7 @@ _LANES = 32  # rows in scratch are padded to this many values
 class Matrix:
     """A weight matrix in its file's bytes, uint8 `data` [rows, row bytes], read in place."""
 
+    type: str
     rows: int
     columns: int
     data: np.ndarray
@@ -47,12 +51,12 @@ class Matrix:
 
 
 def matrix(tensor: Tensor) -> Matrix:
-    """The matrix of a tensor; types without a kernel of ours become float32 through `gguf.quants`."""
+    """The matrix of a tensor; `gguf.quants` decodes the types without a kernel of ours."""
     rows, columns = tensor.shape
     if tensor.type in DECODERS:
-        return Matrix(rows, columns, tensor.data, DECODERS[tensor.type].address)
+        return Matrix(tensor.type, rows, columns, tensor.data, DECODERS[tensor.type].address)
     values = dequantize(tensor).view(np.uint8)
-    return Matrix(rows, columns, values, DECODERS["F32"].address)
+    return Matrix("F32", rows, columns, values, DECODERS["F32"].address)
 
 
 @kernel
@@ -78,7 +82,7 @@ def _multiply_few(decoder, weights, row_nbytes, x, y, scratch):
     share = (rows + parts - 1) // parts
     x0, stride = address_of(x), 4 * columns
     for part in numba.prange(parts):
-        row = address_of(scratch) + 4 * numba.get_thread_id() * scratch.shape[1]
+        row = address_of(scratch) + 4 * get_thread_id() * scratch.shape[1]
         for r in range(part * share, min(rows, (part + 1) * share)):
             call(decoder, (weights + r * row_nbytes, row, columns))
             for t in range(tokens):

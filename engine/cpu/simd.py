@@ -1,9 +1,10 @@
 """SIMD vectors as ordinary Numba values.
 
 A `Vector` is a Numba type whose data model is an LLVM vector, so that plain Python in an `@njit`
-function becomes the instruction sequence one would write by hand: `load(f32x16, a) * splat(f32x16, s)`
-is one load, one broadcast and one multiplication.  Only generic LLVM operations are used; LLVM
-splits or widens the vectors for whatever the host has (AVX-512, AVX2, NEON), so kernels are portable.
+function becomes the instruction sequence one would write by hand: `load(f32x16, a) * splat(f32x16,
+s)` is one load, one broadcast and one multiplication.  Only generic LLVM operations are used; LLVM
+splits or widens the vectors for whatever the host has (AVX-512, AVX2, NEON), so kernels are
+portable.
 
 Memory is addressed by int64 addresses.  Nothing is bounds-checked: the callers in this package are
 the checked layer.
@@ -15,9 +16,12 @@ import operator
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import extending, types
 from numba.core import cgutils
-from numba.extending import intrinsic, models, overload, register_model
+from numba.extending import models, overload, register_model
+
+# what Numba makes of an intrinsic has another signature than the Python function it decorates
+intrinsic: Any = extending.intrinsic
 
 _LLVM: dict[str, Any] = {
     "i8": ir.IntType(8),

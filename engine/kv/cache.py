@@ -60,7 +60,8 @@ def _aligned(shape: tuple[int, int]) -> np.ndarray:
 
 
 class SideCache:
-    """Keys or values of one layer: pages uint8 [kv_heads, bytes], `n` tokens of which are filled."""
+    """Keys or values of one layer: pages uint8 [kv_heads, bytes], `n` tokens of which are
+    filled."""
 
     def __init__(
         self, side: Side, kind: CacheType, kv_heads: int, head_dim: int, n_ctx: int

@@ -1,4 +1,5 @@
-"""The decoder: token ids and caches in, hidden states and logits out.  One loop for all families."""
+"""The decoder: token ids and caches in, hidden states and logits out.  One loop for all
+families."""
 
 from __future__ import annotations
 

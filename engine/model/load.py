@@ -5,22 +5,15 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
+from engine.backends import new_ops
 from engine.checkpoint import Checkpoint
 from engine.errors import InputError
 from engine.gguf_file import open_gguf
 from engine.model.archs import spec_of
+from engine.model.archs.hf import hf_checkpoint
 from engine.model.decoder import Decoder
 from engine.ops import Ops
-
-
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """The checkpoint at `path`: a GGUF file, one part of a split one, or a Hugging Face folder."""
-    path = Path(path)
-    if path.is_dir():
-        from engine.model.archs.hf import hf_checkpoint
-
-        return hf_checkpoint(path)
-    return open_gguf(path)
+from engine.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_metadata
 
 
 class Model(Decoder):
@@ -31,18 +24,30 @@ class Model(Decoder):
         self.checkpoint = checkpoint
 
     @cached_property
-    def tokenizer(self):
+    def tokenizer(self) -> Tokenizer:
         """Raises InputError if the model has none, or one that does not fit its vocabulary."""
-        from engine.tokenizer import tokenizer_from_folder, tokenizer_from_metadata
-
-        folder = self.checkpoint.path.parent
-        if self.checkpoint.path.suffix == ".gguf":
-            tokenizer = tokenizer_from_metadata(self.checkpoint.metadata)
+        path = self.checkpoint.path
+        if path.suffix == ".json":  # a folder's first file is its config.json
+            tokenizer = tokenizer_from_folder(path.parent)
         else:
-            tokenizer = tokenizer_from_folder(folder)
+            tokenizer = tokenizer_from_metadata(self.checkpoint.metadata)
         if tokenizer.n_vocab > self.spec.n_vocab:
             raise InputError(
-                f"{self.checkpoint.path}: the tokenizer has {tokenizer.n_vocab} tokens, "
+                f"{path}: the tokenizer has {tokenizer.n_vocab} tokens, "
                 f"the embedding matrix only {self.spec.n_vocab}"
             )
         return tokenizer
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """The checkpoint at `path`: a GGUF file, one part of a split one, or a Hugging Face folder."""
+    path = Path(path)
+    return hf_checkpoint(path) if path.is_dir() else open_gguf(path)
+
+
+def load_model(path: str | Path, *, backend: str = "cpu", threads: int | None = None) -> Model:
+    """Open the model at `path` (GGUF file or Hugging Face folder) on a backend.
+
+    Raises InputError with one line when the file is damaged, incomplete or not supported.
+    """
+    return Model(open_checkpoint(path), new_ops(backend, threads))

@@ -1,4 +1,5 @@
-"""llama and mistral: rotary GQA, SwiGLU, pre-norms; mistral v0.1 slides a window over all layers."""
+"""llama and mistral: rotary GQA, SwiGLU, pre-norms; mistral v0.1 slides a window over all
+layers."""
 
 from engine.checkpoint import Checkpoint
 from engine.model.archs.common import attention, decoder, feed_forward, keys_of, n_layers, window_of

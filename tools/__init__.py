@@ -1,0 +1,1 @@
+"""Evaluation tools on the real packed cache."""
