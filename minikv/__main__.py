@@ -1,0 +1,5 @@
+"""`python -m minikv`."""
+
+from minikv.cli import main
+
+main()

@@ -1,0 +1,156 @@
+"""The command line: options, help, and errors as one line.
+
+Commands import what they need when they run, so that `--help` and `--version` answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from minikv import __version__
+
+# help in plain text: no boxes, so it reads the same in a terminal, a pipe and a log
+app = typer.Typer(
+    name="minikv", rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False
+)
+
+_KV_TYPES = "f32, f16, bf16, q8_0, q4_0, int3nsep[:PAGE]"
+
+ModelOption = Annotated[
+    str, typer.Option("-m", "--model", help="Alias, path or hf:org/repo[:file]; see minikv pull.")
+]
+CtkOption = Annotated[
+    str,
+    typer.Option(
+        "-ctk", "--ctk", "--cache-type-k", metavar="TYPE", help=f"How keys are stored: {_KV_TYPES}."
+    ),
+]
+CtvOption = Annotated[
+    str,
+    typer.Option(
+        "-ctv", "--ctv", "--cache-type-v", metavar="TYPE", help="How values are stored, likewise."
+    ),
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option("-t", "--threads", help="Threads.  [default: one per core]")
+]
+BackendOption = Annotated[str, typer.Option(help="cpu, or reference: slow, plain NumPy.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, at the end.")]
+
+_DEFAULT_MODEL = "smollm2-135m"
+
+
+def main() -> NoReturn:
+    """The `minikv` command: run it and exit, 0 if all went well.
+
+    1 for input that cannot be used, 2 for a command line that cannot be read, 130 after Ctrl-C.
+    """
+    from engine.errors import InputError
+
+    # a terminal that cannot show a character gets another one in its place, not a traceback
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    try:
+        status = app(standalone_mode=False) or 0
+        sys.stdout.flush()
+    except InputError as error:
+        status = _fail(str(error), 1)
+    except typer.TyperException as error:
+        status = _fail(error.format_message(), error.exit_code)
+    except KeyboardInterrupt:
+        status = 130
+    except BrokenPipeError:
+        # whoever read our output has left: nothing more to say, also not when Python closes stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 141
+    sys.exit(status)
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"minikv: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+@app.callback(invoke_without_command=True)
+def _minikv(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Run language models with a KV cache that is packed as tightly as you like."""
+    if version:
+        print(f"minikv {__version__}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+_RUN_EXAMPLES = """\b
+Examples:
+  minikv run "Why is the sky blue?"
+  minikv run                                  a chat, if this is a terminal
+  minikv run < question.txt                   the prompt is stdin
+  minikv run -m qwen2.5-coder-1.5b -ctk int3nsep -ctv int3nsep --temp 0 "..."
+  minikv run -m gemma3-270m "Once upon a time"
+  minikv run --json -n 32 "Name three rivers." | jq .timings
+"""
+
+
+@app.command("run", epilog=_RUN_EXAMPLES)
+def _run(
+    prompt: Annotated[
+        str | None, typer.Argument(help="The prompt.  None, or -: stdin.", show_default=False)
+    ] = None,
+    model: ModelOption = _DEFAULT_MODEL,
+    ctk: CtkOption = "bf16",
+    ctv: CtvOption = "bf16",
+    n_ctx: Annotated[
+        int | None,
+        typer.Option("-c", "--ctx-size", help="Context in tokens.  [default: the model's]"),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "-n",
+            "--n-predict",
+            min=1,
+            help="Most tokens of an answer.  [default: until its end or a full context]",
+        ),
+    ] = None,
+    threads: ThreadsOption = None,
+    temp: Annotated[float, typer.Option(help="Temperature; 0 takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Only the K likeliest tokens; 0 is off.")] = 40,
+    top_p: Annotated[float, typer.Option(help="Only the likeliest of this sum; 1 is off.")] = 0.95,
+    min_p: Annotated[
+        float, typer.Option(help="Only those this likely beside the likeliest; 0 is off.")
+    ] = 0.05,
+    repeat_penalty: Annotated[
+        float, typer.Option(help="Divide the logits of the last 64 tokens; 1 is off.")
+    ] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Make the answer repeatable.")] = None,
+    system: Annotated[str | None, typer.Option(help="The system message.")] = None,
+    raw: Annotated[bool, typer.Option(help="No chat template: complete the text.")] = False,
+    as_json: JsonOption = False,
+    backend: BackendOption = "cpu",
+) -> None:
+    """Answer a prompt, or chat.
+
+    Text streams to stdout; a closing line on stderr tells the speed and the size of the KV cache.
+    Without PROMPT a terminal gets a chat, and anything else on stdin is the prompt; with PROMPT,
+    stdin is not read.
+    """
+    from engine import InputError, SamplerSpec
+    from minikv.run import Answering, ModelChoice, run
+
+    sampling = SamplerSpec(temp, top_k, top_p, min_p, repeat_penalty, seed)
+    choice = ModelChoice(model, ctk, ctv, n_ctx, threads, backend)
+    answering = Answering(sampling, limit, system, raw)
+    if prompt is not None or not sys.stdin.isatty():
+        run(choice, answering, prompt, as_json)
+    elif as_json:
+        raise InputError("--json needs a PROMPT, or one on stdin: a chat is not one answer")
+    else:
+        from minikv.chat import chat
+
+        chat(choice, answering)

@@ -1,0 +1,96 @@
+"""What a generation cost: the closing line, and the same as data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine import Session
+from engine.kv.format import PAGE
+from engine.kv.formats import F16
+from minikv.generate import Generation
+
+
+def closing_line(generation: Generation, session: Session) -> str:
+    """Tokens and speed of prompt and answer, and the cache's size against f16."""
+    g = generation
+    cached = f" (+{g.cached_tokens} cached)" if g.cached_tokens else ""
+    k, v = cache_types(session)
+    return " | ".join(
+        (
+            f"prompt {g.prompt_tokens} tokens{cached}{_speed(g.prompt_tokens, g.prompt_seconds)}",
+            f"decode {len(g.tokens)} tokens{_speed(g.decode_steps, g.decode_seconds)}",
+            f"KV {k}/{v}, {size(session.cache.nbytes)}, {_ratio(session):.2f}x of f16",
+        )
+    )
+
+
+def as_data(generation: Generation, session: Session) -> dict[str, Any]:
+    """The generation as JSON values; seconds are of the model and sampler alone."""
+    g = generation
+    k, v = cache_types(session)
+    return {
+        "text": g.text,
+        "finish": g.finish,
+        "tokens": g.tokens,
+        "timings": {
+            "prompt_tokens": g.prompt_tokens,
+            "cached_tokens": g.cached_tokens,
+            "prompt_seconds": round(g.prompt_seconds, 6),
+            "decode_tokens": len(g.tokens),
+            "decode_seconds": round(g.decode_seconds, 6),
+            "prompt_tokens_per_second": _rate(g.prompt_tokens, g.prompt_seconds),
+            "decode_tokens_per_second": _rate(g.decode_steps, g.decode_seconds),
+        },
+        "kv": {
+            "ctk": k,
+            "ctv": v,
+            "n_ctx": session.n_ctx,
+            "tokens": len(session.tokens),
+            "bytes": session.cache.nbytes,
+            "f16_bytes": f16_nbytes(session),
+        },
+    }
+
+
+def cache_types(session: Session) -> tuple[str, str]:
+    """The names of the key and value types."""
+    layer = session.cache.layers[0]
+    return layer.k.type.format.name, layer.v.type.format.name
+
+
+def f16_nbytes(session: Session) -> int:
+    """Bytes that a cache of f16 pages would have allocated for the session's tokens."""
+    total = 0
+    for layer in session.cache.layers:
+        pages = -(-layer.n // PAGE)
+        if layer.window is not None:
+            # whole pages are freed one page behind the window, as `LayerCache.seal` does
+            pages -= max(0, (layer.n - layer.window - PAGE) // PAGE)
+        for side in (layer.k, layer.v):
+            total += pages * side.kv_heads * F16.page_nbytes(PAGE, side.head_dim)
+    return total
+
+
+def size(nbytes: int) -> str:
+    """Bytes in the binary unit that leaves one to four digits before the point."""
+    value, units = float(nbytes), iter(("B", "KiB", "MiB", "GiB"))
+    unit = next(units)
+    while value >= 1024 and unit != "GiB":
+        value, unit = value / 1024, next(units)
+    return f"{nbytes} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def _ratio(session: Session) -> float:
+    return session.cache.nbytes / max(f16_nbytes(session), 1)
+
+
+def _rate(tokens: int, seconds: float) -> float | None:
+    """Tokens per second; None when there was nothing to time."""
+    return round(tokens / seconds, 2) if tokens and seconds > 0 else None
+
+
+def _speed(tokens: int, seconds: float) -> str:
+    rate = _rate(tokens, seconds)
+    if rate is None:
+        return ""
+    return f", {rate:.0f} t/s" if rate >= 100 else f", {rate:.1f} t/s"

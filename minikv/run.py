@@ -1,0 +1,128 @@
+"""`minikv run`: one prompt, one answer."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+
+from engine import InputError, Model, Sampler, SamplerSpec, Session, load_model
+from engine.kv.formats import kv_format
+from engine.tokenizer import Tokenizer
+from minikv.generate import Generation
+from minikv.kernels import announce_compilation
+from minikv.progress import TerminalProgress
+from minikv.report import as_data, closing_line
+from minikv.sources import resolve
+from minikv.templates import encode_chat
+
+# More than any context holds, so that an endless pipe is refused and not read for ever.
+_MAX_PROMPT = 16 << 20
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model, and how it runs.  `n_ctx` and `threads` None mean the model's and the
+    machine's own."""
+
+    model: str
+    ctk: str
+    ctv: str
+    n_ctx: int | None
+    threads: int | None
+    backend: str
+
+    def load(self) -> Model:
+        """The model, downloaded first if need be.  A bad cache type is refused before that."""
+        kv_format(self.ctk)
+        kv_format(self.ctv)
+        path = resolve(self.model, progress=TerminalProgress())
+        model = load_model(path, backend=self.backend, threads=self.threads)
+        if sys.stderr.isatty() and self.backend == "cpu":
+            announce_compilation(lambda: note("compiling kernels for this CPU, once"))
+        return model
+
+    def session(self, model: Model) -> Session:
+        return Session(model, n_ctx=self.n_ctx, ctk=self.ctk, ctv=self.ctv)
+
+
+@dataclass(frozen=True)
+class Answering:
+    """How prompts become answers.  `limit` is the most tokens of one, None for no limit."""
+
+    sampling: SamplerSpec
+    limit: int | None
+    system: str | None
+    raw: bool
+
+    def completes(self, model: Model, name: str) -> bool:
+        """Whether `model` continues plain text: asked to, or because it has no chat template."""
+        completes = self.raw or model.tokenizer.chat_template is None
+        if completes and self.system is not None:
+            why = "--raw is given" if self.raw else f"{name} has no chat template"
+            raise InputError(f"--system: {why}, so there is no place for a system message")
+        if completes and not self.raw:
+            note(f"{name} has no chat template: it completes the text of the prompt")
+        return completes
+
+
+def run(choice: ModelChoice, answering: Answering, prompt: str | None, as_json: bool) -> None:
+    """Answer `prompt` on stdout; None or "-" is stdin."""
+    text = _read_stdin() if prompt in (None, "-") else prompt
+    if not text.strip():
+        raise InputError("the prompt is empty")
+    model = choice.load()
+    session = choice.session(model)
+    completes = answering.completes(model, choice.model)
+    generation = Generation(
+        session,
+        model.tokenizer,
+        _encode(model.tokenizer, text, completes, answering.system),
+        Sampler(answering.sampling),
+        limit=answering.limit,
+        continues=completes,
+    )
+    if as_json:
+        for _ in generation:
+            pass
+        print(json.dumps({"model": choice.model} | as_data(generation, session)))
+    else:
+        show(generation)
+        tell_end(generation, session)
+
+
+def show(generation: Generation) -> None:
+    """Write the text to stdout as it comes, and a line end after it."""
+    for piece in generation:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    if not generation.text.endswith("\n"):
+        sys.stdout.write("\n")
+    sys.stdout.flush()
+
+
+def tell_end(generation: Generation, session: Session) -> None:
+    """The closing lines on stderr."""
+    if generation.finish == "context":
+        note(f"the context of {session.n_ctx} tokens is full: the answer ends here")
+    print(closing_line(generation, session), file=sys.stderr, flush=True)
+
+
+def note(line: str) -> None:
+    """One line for the user beside the answer."""
+    print(f"minikv: {line}", file=sys.stderr, flush=True)
+
+
+def _encode(tokenizer: Tokenizer, text: str, completes: bool, system: str | None) -> list[int]:
+    if completes:
+        return tokenizer.encode(text, add_special=True, parse_special=True)
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    return encode_chat(tokenizer, [*messages, {"role": "user", "content": text}])
+
+
+def _read_stdin() -> str:
+    """All of stdin as UTF-8, its last line end dropped."""
+    data = sys.stdin.buffer.read(_MAX_PROMPT + 1)
+    if len(data) > _MAX_PROMPT:
+        raise InputError(f"the prompt on stdin is longer than {_MAX_PROMPT >> 20} MiB")
+    return data.decode("utf-8", errors="replace").removesuffix("\n")
