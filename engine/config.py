@@ -6,23 +6,35 @@ import os
 import tempfile
 from pathlib import Path
 
+from engine.errors import InputError
+
 
 def cache_dir() -> Path:
     """The directory for downloaded models and compiled kernels, created if need be.
 
-    MINIKV_HOME, else `minikv` in XDG_CACHE_HOME, else in ~/.cache; a directory for temporary files
-    if none of them can be written.
+    MINIKV_HOME, else `minikv` in XDG_CACHE_HOME or in ~/.cache; a directory for temporary files if
+    that default cannot be written.  Raises InputError when MINIKV_HOME cannot.
     """
-    home = os.environ.get("MINIKV_HOME")
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    path = Path(home) if home else Path(base) / "minikv"
+    own = os.environ.get("MINIKV_HOME")
     try:
+        path = Path(own).expanduser().absolute() if own else _default()
         path.mkdir(parents=True, exist_ok=True)
-        if os.access(path, os.W_OK):
-            return path
-    except OSError:
-        pass
-    return Path(tempfile.gettempdir()) / f"minikv-{os.getuid()}"
+        writable = os.access(path, os.W_OK)
+    except (OSError, RuntimeError):  # RuntimeError: there is no home directory
+        writable, path = False, Path(own or "")
+    if writable:
+        return path
+    if own:
+        raise InputError(f"MINIKV_HOME is {path}: not a directory that can be written")
+    path = Path(tempfile.gettempdir()) / f"minikv-{os.getuid()}"
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
+def _default() -> Path:
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # the XDG base directory rules: a relative value is to be ignored
+    return (base if base.is_absolute() else Path.home() / ".cache") / "minikv"
 
 
 def available_cores() -> int:
@@ -30,3 +42,8 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def child_environment(**changes: str) -> dict[str, str]:
+    """This process's environment with `changes`, for a child process."""
+    return os.environ | changes

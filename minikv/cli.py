@@ -130,7 +130,7 @@ def _run(
     ] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Make the answer repeatable.")] = None,
     system: Annotated[str | None, typer.Option(help="The system message.")] = None,
-    raw: Annotated[bool, typer.Option(help="No chat template: complete the text.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="No chat template; complete text.")] = False,
     as_json: JsonOption = False,
     backend: BackendOption = "cpu",
 ) -> None:

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from engine.config import cache_dir
 from engine.errors import InputError
-from minikv.paths import cache_dir
 from minikv.sources.catalogue import Entry
 from minikv.sources.disk import disk_errors, require_space
 from minikv.sources.progress import SILENT, Progress

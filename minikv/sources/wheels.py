@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from engine.config import child_environment
 from engine.errors import InputError
-from minikv.paths import child_environment
 from minikv.sources.catalogue import Wheel
 
 _POLL = 0.2  # seconds between two looks at how far pip has come

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from engine.config import cache_dir, child_environment
 from engine.errors import InputError
 from minikv import sources
-from minikv.paths import cache_dir, child_environment
 from minikv.sources import CATALOGUE, DEFAULT, list_models, lookup, resolve, verify
 
 SIZES = {
@@ -159,10 +159,20 @@ def test_the_cache_is_where_the_user_says(monkeypatch, tmp_path):
     assert cache_dir() == tmp_path / ".cache" / "minikv"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     assert cache_dir() == tmp_path / ".cache" / "minikv"
-    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    assert cache_dir() == Path("/xdg/minikv")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_dir() == tmp_path / "xdg" / "minikv"
     monkeypatch.setenv("MINIKV_HOME", "~/mine")
     assert cache_dir() == tmp_path / "mine"
+    assert cache_dir().is_dir()
+
+
+def test_the_cache_is_a_temporary_folder_where_none_can_be_written(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.delenv("MINIKV_HOME", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert cache_dir().parent == tmp_path
+    assert cache_dir().is_dir()
 
 
 def test_a_child_gets_the_environment_and_the_changes(monkeypatch):

@@ -251,7 +251,7 @@ def test_a_disk_that_fills_up_keeps_the_finished_parts(models, served, calls, mo
 
 def test_a_cache_that_cannot_be_written_is_named(models, served):
     models.parent.write_text("a file where the folder should be")
-    assert str(models) in refusal(served)
+    assert str(models.parent) in refusal(served)
 
 
 def test_concurrent_pulls_download_once(models, served, calls):
