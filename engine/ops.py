@@ -113,6 +113,28 @@ class Ops(ABC):
         return [self.linear(w, x, b) for w, b in zip(weights, biases, strict=True)]
 
 
+class HostOps(Ops):
+    """What backends on NumPy arrays in host memory share."""
+
+    def asarray(self, x: np.ndarray) -> np.ndarray:
+        return x
+
+    def to_host(self, x: np.ndarray) -> np.ndarray:
+        return x
+
+    def concatenate(self, parts: list[np.ndarray]) -> np.ndarray:
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def add_(self, x: np.ndarray, y: np.ndarray) -> None:
+        x += y
+
+    def scale_(self, x: np.ndarray, factor: float) -> None:
+        x *= np.float32(factor)
+
+    def softcap_(self, x: np.ndarray, cap: float) -> None:
+        x[:] = np.float32(cap) * np.tanh(x / np.float32(cap))
+
+
 def not_finite(layer: int, side: str, position: int) -> InputError:
     """The error for a key or value that no cache type can hold."""
     name = {"k": "key", "v": "value"}[side]

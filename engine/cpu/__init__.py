@@ -16,11 +16,11 @@ from engine.cpu.kv_verbs import supported
 from engine.cpu.matrix import Matrix, matrix, multiply, rows_of
 from engine.errors import InputError
 from engine.kv.cache import CacheType, LayerCache, SideCache
-from engine.ops import Ops, not_finite
+from engine.ops import HostOps, not_finite
 from engine.reference import dequantize
 
 
-class CpuOps(Ops):
+class CpuOps(HostOps):
     """Float32 activations, weights and pages read in their packed form.
 
     `threads` is the number of threads of every op, by default one per available core.
@@ -41,15 +41,6 @@ class CpuOps(Ops):
 
     def upload(self, tensor: Tensor) -> Matrix | np.ndarray:
         return matrix(tensor) if len(tensor.shape) == 2 else dequantize(tensor)
-
-    def asarray(self, x: np.ndarray) -> np.ndarray:
-        return x
-
-    def to_host(self, x: np.ndarray) -> np.ndarray:
-        return x
-
-    def concatenate(self, parts: list[np.ndarray]) -> np.ndarray:
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def supports(self, kind: CacheType) -> bool:
         return supported(kind.format) and kind.open_format.name in ENCODERS
@@ -77,19 +68,11 @@ class CpuOps(Ops):
             elementwise.rope_(x, table, position, 1, 2)
 
     def glu(self, gate: np.ndarray, up: np.ndarray, act: str) -> np.ndarray:
-        out = np.empty_like(gate)
+        x, y = elementwise.lanes(gate), elementwise.lanes(up)
+        out = np.empty_like(x)
         run = elementwise.glu if out.size < elementwise.SMALL else elementwise.glu_parallel
-        run(gate.reshape(-1), up.reshape(-1), out.reshape(-1), act == "gelu_tanh")
-        return out
-
-    def add_(self, x: np.ndarray, y: np.ndarray) -> None:
-        x += y
-
-    def scale_(self, x: np.ndarray, factor: float) -> None:
-        x *= np.float32(factor)
-
-    def softcap_(self, x: np.ndarray, cap: float) -> None:
-        x[:] = np.float32(cap) * np.tanh(x / np.float32(cap))
+        run(x, y, out, act == "gelu_tanh")
+        return out[: gate.size].reshape(gate.shape)
 
     def append(self, layer: LayerCache, k: np.ndarray, v: np.ndarray) -> None:
         for side, x in ((layer.k, k), (layer.v, v)):

@@ -56,6 +56,12 @@ def rope_(x, table, position, distance, step):
                 x[t, h, b] = u * sin + v * cos
 
 
+def lanes(x: np.ndarray) -> np.ndarray:
+    """x flat, padded with zeros to whole vectors of 16 if need be."""
+    flat = x.reshape(-1)
+    return flat if flat.size % 16 == 0 else np.pad(flat, (0, -flat.size % 16))
+
+
 @kernel
 def _silu(x):
     return x * vsigmoid(x)

@@ -81,18 +81,29 @@ def _k_scales(packed):
     return scales, mins
 
 
+@kernel
+def _store_k_blocks(source, target, nibbles, fifths):
+    """One superblock of Q4_K or Q5_K: 8 sub-blocks of 32 values d scale q - dmin min.
+
+    `nibbles` is the address of 128 bytes, `fifths` that of 32 bytes of fifth bits, 0 without.
+    """
+    d, dmin = load_f16(source), load_f16(source + 2)
+    scales, mins = _k_scales(source + 4)
+    for j in range(8):
+        scale = d * np.float32((scales >> (8 * j)) & 63)
+        offset = -dmin * np.float32((mins >> (8 * j)) & 63)
+        for part in range(2):
+            codes = load(u8x16, nibbles + 32 * (j // 2) + 16 * part)
+            codes = (codes >> (4 * (j % 2))) & 15
+            if fifths != 0:
+                codes = codes | (((load(u8x16, fifths + 16 * part) >> j) & 1) << 4)
+            _store_scaled(target + 128 * j + 64 * part, codes, scale, offset)
+
+
 def q4_k(source, target, n):
     """d | dmin | 12 B of scales and mins | 128 B of nibbles: low of 32 bytes, then high."""
     for _ in range(n // 256):
-        d, dmin = load_f16(source), load_f16(source + 2)
-        scales, mins = _k_scales(source + 4)
-        for j in range(8):
-            dl = d * np.float32((scales >> (8 * j)) & 63)
-            ml = -dmin * np.float32((mins >> (8 * j)) & 63)
-            for part in range(2):
-                codes = load(u8x16, source + 16 + 32 * (j // 2) + 16 * part)
-                codes = (codes >> (4 * (j % 2))) & 15
-                _store_scaled(target + 128 * j + 64 * part, codes, dl, ml)
+        _store_k_blocks(source, target, source + 16, 0)
         source += 144
         target += 1024
 
@@ -100,16 +111,7 @@ def q4_k(source, target, n):
 def q5_k(source, target, n):
     """As Q4_K with 32 B of fifth bits between the scales and the nibbles."""
     for _ in range(n // 256):
-        d, dmin = load_f16(source), load_f16(source + 2)
-        scales, mins = _k_scales(source + 4)
-        for j in range(8):
-            dl = d * np.float32((scales >> (8 * j)) & 63)
-            ml = -dmin * np.float32((mins >> (8 * j)) & 63)
-            for part in range(2):
-                codes = load(u8x16, source + 48 + 32 * (j // 2) + 16 * part)
-                fifth = (load(u8x16, source + 16 + 16 * part) >> j) & 1
-                codes = ((codes >> (4 * (j % 2))) & 15) | (fifth << 4)
-                _store_scaled(target + 128 * j + 64 * part, codes, dl, ml)
+        _store_k_blocks(source, target, source + 48, source + 16)
         source += 176
         target += 1024
 

@@ -52,12 +52,18 @@ def _row_dot(a, b, wide):
     return reduce_add(s0 + s1)
 
 
+@kernel
+def _decode_tokens(decoder, rows, count, row_nbytes, values, target, wide):
+    """`count` packed rows as float32 rows of `wide` values."""
+    for t in range(count):
+        call(decoder, (rows + t * row_nbytes, target + 4 * t * wide, values))
+
+
 def token_score(page, n, q, stride, rows, dim, out, scratch, decoder, row_nbytes, values):
     wide = width(dim)
     for t0 in range(0, n, _BLOCK):
         count = min(_BLOCK, n - t0)
-        for t in range(count):
-            call(decoder, (page + (t0 + t) * row_nbytes, scratch + 4 * t * wide, values))
+        _decode_tokens(decoder, page + t0 * row_nbytes, count, row_nbytes, values, scratch, wide)
         for i in range(rows):
             for t in range(count):
                 score = _row_dot(q + 4 * i * wide, scratch + 4 * t * wide, wide)
@@ -68,8 +74,7 @@ def token_mix(page, n, p, stride, rows, dim, out, scratch, decoder, row_nbytes, 
     wide = width(dim)
     for t0 in range(0, n, _BLOCK):
         count = min(_BLOCK, n - t0)
-        for t in range(count):
-            call(decoder, (page + (t0 + t) * row_nbytes, scratch + 4 * t * wide, values))
+        _decode_tokens(decoder, page + t0 * row_nbytes, count, row_nbytes, values, scratch, wide)
         for i in range(rows):
             weights = p + i * stride + 4 * t0
             for c in range(0, 4 * wide, 128):

@@ -9,7 +9,7 @@ from gguf import quants
 from engine.checkpoint import Tensor
 from engine.errors import InputError
 from engine.kv.cache import CacheType, LayerCache, SideCache
-from engine.ops import Ops, not_finite
+from engine.ops import HostOps, not_finite
 
 
 def dequantize(tensor: Tensor) -> np.ndarray:
@@ -22,22 +22,13 @@ def dequantize(tensor: Tensor) -> np.ndarray:
     return values.astype(np.float32, copy=False).reshape(tensor.shape)
 
 
-class ReferenceOps(Ops):
+class ReferenceOps(HostOps):
     """Every op in float32 NumPy, attention over decoded pages."""
 
     name = "reference"
 
     def upload(self, tensor: Tensor) -> np.ndarray:
         return dequantize(tensor)
-
-    def asarray(self, x: np.ndarray) -> np.ndarray:
-        return x
-
-    def to_host(self, x: np.ndarray) -> np.ndarray:
-        return x
-
-    def concatenate(self, parts: list[np.ndarray]) -> np.ndarray:
-        return np.concatenate(parts)
 
     def supports(self, kind: CacheType) -> bool:
         return True
@@ -67,15 +58,6 @@ class ReferenceOps(Ops):
 
     def glu(self, gate: np.ndarray, up: np.ndarray, act: str) -> np.ndarray:
         return ACTIVATIONS[act](gate) * up
-
-    def add_(self, x: np.ndarray, y: np.ndarray) -> None:
-        x += y
-
-    def scale_(self, x: np.ndarray, factor: float) -> None:
-        x *= np.float32(factor)
-
-    def softcap_(self, x: np.ndarray, cap: float) -> None:
-        x[:] = np.float32(cap) * np.tanh(x / np.float32(cap))
 
     def append(self, layer: LayerCache, k: np.ndarray, v: np.ndarray) -> None:
         for side, x in ((layer.k, k), (layer.v, v)):
