@@ -64,7 +64,7 @@ class Ops(ABC):
 
     @abstractmethod
     def rope_(self, x: Array, table: Array, position: int, layout: str) -> None:
-        """Rotate x [T, heads, D] by table [n_ctx, dims / 2, 2] (cos, sin) rows
+        """Rotate x [T, heads, D] by table [positions, dims / 2, 2] (cos, sin) rows
         position..position+T.
 
         Pairs are (i, i + dims / 2) for layout "neox" and (2 i, 2 i + 1) for "norm"; channels from

@@ -213,6 +213,11 @@ class KVCache:
         self.layers, self.n_ctx = layers, n_ctx
 
     @property
+    def n(self) -> int:
+        """Tokens held."""
+        return self.layers[0].n
+
+    @property
     def nbytes(self) -> int:
         """Bytes allocated: codes, metadata, tails."""
         return sum(layer.nbytes for layer in self.layers)
@@ -237,9 +242,8 @@ class KVCache:
 
     def check_room(self, tokens: int) -> None:
         """Raise InputError if `tokens` more do not fit."""
-        used = self.layers[0].n if self.layers else 0
-        if used + tokens > self.n_ctx:
+        if self.n + tokens > self.n_ctx:
             raise InputError(
-                f"context full: {used} tokens cached and {tokens} more exceed the context of "
+                f"context full: {self.n} tokens cached and {tokens} more exceed the context of "
                 f"{self.n_ctx}; raise -c or shorten the prompt"
             )

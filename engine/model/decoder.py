@@ -16,6 +16,9 @@ from engine.model.weights import Weights, bind
 from engine.ops import Array, Ops, Weight
 
 
+ROPE_POSITIONS = 2048  # in the first rotation tables
+
+
 class Decoder:
     """A model on one backend.  Frozen after construction: sequences live in their KVCache."""
 
@@ -27,7 +30,7 @@ class Decoder:
             for rope in {layer.attention.rope for layer in spec.layers}
         }
         self._rope_tables: dict[RopeSpec, Array] = {}
-        self._rope_ctx = 0
+        self._rope_positions = 0
 
     def new_cache(self, types: tuple[CacheType, CacheType], n_ctx: int) -> KVCache:
         """An empty cache for one sequence of at most `n_ctx` tokens, keys and values stored as
@@ -37,12 +40,6 @@ class Decoder:
                 raise InputError(
                     f"{kind.format.name}: not supported by the {self.ops.name} backend"
                 )
-        if n_ctx > self._rope_ctx:
-            self._rope_ctx = n_ctx
-            self._rope_tables = {
-                rope: self.ops.asarray(rope_table(rope, n_ctx, factors))
-                for rope, factors in self._rope_factors.items()
-            }
         layers = [
             LayerCache(types, a.kv_heads, a.head_dim, n_ctx, a.window, index)
             for index, a in enumerate(layer.attention for layer in self.spec.layers)
@@ -52,6 +49,7 @@ class Decoder:
     def forward(self, ids: np.ndarray, cache: KVCache) -> Array:
         """Append the tokens ids int32 [T] to the cache; their last hidden states [T, n_embd]."""
         cache.check_room(len(ids))
+        self._reach(cache.n + len(ids))
         ops, spec = self.ops, self.spec
         x = ops.embed(self.weights.model["token_embd.weight"], ids)
         if spec.embed_scale != 1.0:
@@ -69,6 +67,16 @@ class Decoder:
         if self.spec.logit_softcap:
             self.ops.softcap_(logits, self.spec.logit_softcap)
         return self.ops.to_host(logits)
+
+    def _reach(self, positions: int) -> None:
+        """Let the rotation tables cover `positions`: they grow with use, not with the context."""
+        if positions <= self._rope_positions:
+            return
+        self._rope_positions = max(positions, 2 * self._rope_positions, ROPE_POSITIONS)
+        self._rope_tables = {
+            rope: self.ops.asarray(rope_table(rope, self._rope_positions, factors))
+            for rope, factors in self._rope_factors.items()
+        }
 
     def _norm(self, x: Array, weight: Weight) -> Array:
         return self.ops.rms_norm(x, weight, self.spec.norm_eps)

@@ -7,8 +7,8 @@ import numpy as np
 from engine.model.spec import RopeSpec
 
 
-def rope_table(spec: RopeSpec, n_ctx: int, factors: np.ndarray | None) -> np.ndarray:
-    """float32 [n_ctx, dims / 2, 2]: cos and sin of every position's angles.
+def rope_table(spec: RopeSpec, positions: int, factors: np.ndarray | None) -> np.ndarray:
+    """float32 [positions, dims / 2, 2]: cos and sin of every position's angles.
 
     Angles are computed in float64: at 100k tokens a float32 product would be off by whole radians'
     thousandths.  `factors` [dims / 2] divides the frequencies (llama 3's scaling).
@@ -16,5 +16,5 @@ def rope_table(spec: RopeSpec, n_ctx: int, factors: np.ndarray | None) -> np.nda
     frequency = spec.base ** (-2.0 * np.arange(spec.dims // 2) / spec.dims) / spec.scale
     if factors is not None:
         frequency = frequency / factors.astype(np.float64)
-    angle = np.arange(n_ctx)[:, None] * frequency
+    angle = np.arange(positions)[:, None] * frequency
     return np.stack([np.cos(angle), np.sin(angle)], axis=-1).astype(np.float32)
