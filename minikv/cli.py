@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
+from engine.errors import InputError
 from minikv import __version__
+from minikv.sources import DEFAULT
+from minikv.text import one_line
 
 # help in plain text: no boxes, so it reads the same in a terminal, a pipe and a log
 app = typer.Typer(
@@ -41,16 +45,12 @@ ThreadsOption = Annotated[
 BackendOption = Annotated[str, typer.Option(help="cpu, or reference: slow, plain NumPy.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, at the end.")]
 
-_DEFAULT_MODEL = "smollm2-135m"
-
 
 def main() -> NoReturn:
     """The `minikv` command: run it and exit, 0 if all went well.
 
     1 for input that cannot be used, 2 for a command line that cannot be read, 130 after Ctrl-C.
     """
-    from engine.errors import InputError
-
     # a terminal that cannot show a character gets another one in its place, not a traceback
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
@@ -70,7 +70,7 @@ def main() -> NoReturn:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"minikv: {' '.join(message.split())}", file=sys.stderr)
+    print(f"minikv: {one_line(message)}", file=sys.stderr)
     return status
 
 
@@ -102,7 +102,7 @@ def _run(
     prompt: Annotated[
         str | None, typer.Argument(help="The prompt.  None, or -: stdin.", show_default=False)
     ] = None,
-    model: ModelOption = _DEFAULT_MODEL,
+    model: ModelOption = DEFAULT,
     ctk: CtkOption = "bf16",
     ctv: CtvOption = "bf16",
     n_ctx: Annotated[
@@ -140,7 +140,7 @@ def _run(
     Without PROMPT a terminal gets a chat, and anything else on stdin is the prompt; with PROMPT,
     stdin is not read.
     """
-    from engine import InputError, SamplerSpec
+    from engine import SamplerSpec
     from minikv.run import Answering, ModelChoice, run
 
     sampling = SamplerSpec(temp, top_k, top_p, min_p, repeat_penalty, seed)
@@ -154,3 +154,87 @@ def _run(
         from minikv.chat import chat
 
         chat(choice, answering)
+
+
+_INFO_EXAMPLES = """\b
+Examples:
+  minikv info smollm2-135m
+  minikv info ./model.gguf
+  minikv info --json hf:org/repo:file.gguf | jq .kv
+"""
+
+
+@app.command("info", epilog=_INFO_EXAMPLES)
+def _info(
+    model: Annotated[str, typer.Argument(help="Alias, path or hf:org/repo[:file].")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a model is made of, and what its KV cache takes in every type."""
+    from minikv.info import info
+
+    info(model, as_json)
+
+
+_PULL_EXAMPLES = """\b
+Examples:
+  minikv pull                       the models that have a name
+  minikv pull qwen2.5-coder-1.5b    download one; run it again after a break
+  minikv pull hf:org/repo:file.gguf
+"""
+
+
+@app.command("pull", epilog=_PULL_EXAMPLES)
+def _pull(
+    model: Annotated[
+        str | None, typer.Argument(help="Alias or hf:org/repo[:file].", show_default=False)
+    ] = None,
+) -> None:
+    """Download a model and print its path; without MODEL, list the models that have a name."""
+    from minikv.pull import print_models, pull
+
+    if model is None:
+        print_models()
+    else:
+        pull(model)
+
+
+_PPL_EXAMPLES = """\b
+Examples:
+  minikv ppl -f wiki.test.raw --chunks 10
+  minikv ppl -m qwen2.5-coder-1.5b -f wiki.test.raw -c 1024 -ctk q8_0 -ctv int3nsep
+  minikv ppl -f wiki.test.raw --protocol decode -c 8192 --chunks 1 --json
+"""
+
+
+@app.command("ppl", epilog=_PPL_EXAMPLES)
+def _ppl(
+    file: Annotated[Path, typer.Option("-f", "--file", help="The text, in UTF-8.")],
+    model: ModelOption = DEFAULT,
+    protocol: Annotated[
+        str,
+        typer.Option(
+            help="llama: windows as llama-perplexity cuts them, second halves scored.  "
+            "pa: second halves after one packed page.  decode: what a user gets."
+        ),
+    ] = "llama",
+    ctk: CtkOption = "bf16",
+    ctv: CtvOption = "bf16",
+    n_ctx: Annotated[int, typer.Option("-c", "--ctx-size", help="Tokens of a window.")] = 512,
+    chunks: Annotated[
+        int | None, typer.Option(help="Most windows.  [default: all the text has]")
+    ] = None,
+    bos_per_window: Annotated[
+        bool | None,
+        typer.Option(help="Begin every window with BOS.  [default: if the model wants one]"),
+    ] = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+    backend: BackendOption = "cpu",
+) -> None:
+    """Measure the perplexity of a text through the packed cache."""
+    from minikv.ppl import ppl
+    from minikv.run import ModelChoice
+    from tools.ppl import Settings
+
+    choice = ModelChoice(model, ctk, ctv, n_ctx, threads, backend)
+    ppl(choice, file, Settings(protocol, n_ctx, chunks, ctk, ctv, bos_per_window), as_json)

@@ -8,6 +8,7 @@ from engine import Session
 from engine.kv.format import PAGE
 from engine.kv.formats import F16
 from minikv.generate import Generation
+from minikv.text import size
 
 
 def closing_line(generation: Generation, session: Session) -> str:
@@ -69,15 +70,6 @@ def f16_nbytes(session: Session) -> int:
         for side in (layer.k, layer.v):
             total += pages * side.kv_heads * F16.page_nbytes(PAGE, side.head_dim)
     return total
-
-
-def size(nbytes: int) -> str:
-    """Bytes in the binary unit that leaves one to four digits before the point."""
-    value, units = float(nbytes), iter(("B", "KiB", "MiB", "GiB"))
-    unit = next(units)
-    while value >= 1024 and unit != "GiB":
-        value, unit = value / 1024, next(units)
-    return f"{nbytes} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
 def _ratio(session: Session) -> float:

@@ -6,8 +6,10 @@ import json
 import sys
 from dataclasses import dataclass
 
-from engine import InputError, Model, Sampler, SamplerSpec, Session, load_model
+from engine import InputError, Model, Sampler, SamplerSpec, Session
+from engine.backends import new_ops
 from engine.kv.formats import kv_format
+from engine.model.load import open_checkpoint
 from engine.tokenizer import Tokenizer
 from minikv.generate import Generation
 from minikv.kernels import announce_compilation
@@ -33,11 +35,12 @@ class ModelChoice:
     backend: str
 
     def load(self) -> Model:
-        """The model, downloaded first if need be.  A bad cache type is refused before that."""
+        """The model, downloaded first if need be; whatever can be refused before that is."""
         kv_format(self.ctk)
         kv_format(self.ctv)
+        ops = new_ops(self.backend, self.threads)
         path = resolve(self.model, progress=TerminalProgress())
-        model = load_model(path, backend=self.backend, threads=self.threads)
+        model = Model(open_checkpoint(path), ops)
         if sys.stderr.isatty() and self.backend == "cpu":
             announce_compilation(lambda: note("compiling kernels for this CPU, once"))
         return model

@@ -1,0 +1,19 @@
+"""Numbers and names as a terminal should see them."""
+
+from __future__ import annotations
+
+
+def size(nbytes: int) -> str:
+    """Bytes in the largest binary unit that leaves at least one digit before the point."""
+    value, units = float(nbytes), ["GiB", "MiB", "KiB"]
+    while value >= 1024 and units:
+        value, unit = value / 1024, units.pop()
+        if value < 1024 or not units:
+            return f"{value:.1f} {unit}"
+    return f"{nbytes} B"
+
+
+def one_line(text: str) -> str:
+    """`text` as one line without control characters: names in files must not drive a terminal."""
+    text = " ".join(text.split())
+    return "".join(char if char.isprintable() else "\ufffd" for char in text)
