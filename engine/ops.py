@@ -16,7 +16,7 @@ import numpy as np
 
 from engine.checkpoint import Tensor
 from engine.errors import InputError
-from engine.kv.cache import CacheType, LayerCache
+from engine.kv.cache import CacheType, LayerCache, SideCache
 
 Array = Any
 Weight = Any
@@ -91,7 +91,8 @@ class Ops(ABC):
     def append(self, layer: LayerCache, k: Array, v: Array) -> None:
         """Store k and v [T, kv_heads, D] as the layer's next tokens, which fit the open pages.
 
-        Raises InputError naming layer and position if a value is not finite.
+        Raises InputError naming layer and position if a value is not finite or its stored form
+        would not be.
         """
 
     @abstractmethod
@@ -135,10 +136,10 @@ class HostOps(Ops):
         x[:] = np.float32(cap) * np.tanh(x / np.float32(cap))
 
 
-def not_finite(layer: int, side: str, position: int) -> InputError:
-    """The error for a key or value that no cache type can hold."""
-    name = {"k": "key", "v": "value"}[side]
+def not_finite(layer: int, side: SideCache, token: int) -> InputError:
+    """The error for a key or value that cannot be stored, `token` tokens behind the cached ones."""
+    name = {"k": "key", "v": "value"}[side.side]
     return InputError(
-        f"layer {layer}: the {name} of the token at position {position} is not finite; "
-        "the model file is damaged or its type overflows"
+        f"layer {layer}: the {name} of the token at position {side.n + token} is not finite as "
+        f"{side.type.open_format.name}; the model file is damaged or the type's range too small"
     )

@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 from engine.checkpoint import Tensor
 from engine.config import available_cores
 from engine.cpu import attention, elementwise
-from engine.cpu.kv_encode import ENCODERS, first_not_finite, write_rows
+from engine.cpu.kv_encode import ENCODERS, first_beyond, write_rows
 from engine.cpu.kv_verbs import supported
 from engine.cpu.matrix import Matrix, matrix, multiply, rows_of
 from engine.errors import InputError
@@ -37,7 +37,11 @@ class CpuOps(HostOps):
         self._pool = ThreadPoolExecutor(threads)
         # tiles of a product are spread over our own threads, each multiplied by one
         threadpool_limits(1, user_api="blas")
-        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+
+    def _use_threads(self) -> None:
+        """Numba's number of threads belongs to the calling thread, and other backends may have set
+        it: with more of them than ours, kernels would run past the scratch they are given."""
+        numba.set_num_threads(min(self.threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
 
     def upload(self, tensor: Tensor) -> Matrix | np.ndarray:
         return matrix(tensor) if len(tensor.shape) == 2 else dequantize(tensor)
@@ -49,6 +53,7 @@ class CpuOps(HostOps):
         return rows_of(weight, ids.astype(np.int64))
 
     def linear(self, weight: Matrix, x: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+        self._use_threads()
         y = multiply(weight, x, self._pool, self.threads)
         if bias is not None:
             y += bias
@@ -68,6 +73,7 @@ class CpuOps(HostOps):
             elementwise.rope_(x, table, position, 1, 2)
 
     def glu(self, gate: np.ndarray, up: np.ndarray, act: str) -> np.ndarray:
+        self._use_threads()
         x, y = elementwise.lanes(gate), elementwise.lanes(up)
         out = np.empty_like(x)
         run = elementwise.glu if out.size < elementwise.SMALL else elementwise.glu_parallel
@@ -76,13 +82,14 @@ class CpuOps(HostOps):
 
     def append(self, layer: LayerCache, k: np.ndarray, v: np.ndarray) -> None:
         for side, x in ((layer.k, k), (layer.v, v)):
-            bad = first_not_finite(x)
+            bad = first_beyond(x, np.float32(side.type.open_format.limit))
             if bad >= 0:
-                raise not_finite(layer.index, side.side, side.n + bad)
+                raise not_finite(layer.index, side, bad)
             _write(side, x)
         layer.advance(k.shape[0])
 
     def attend(self, q: np.ndarray, layer: LayerCache, scale: float, softcap: float) -> np.ndarray:
+        self._use_threads()
         return attention.attend(q, layer, scale, softcap, self.threads)
 
 

@@ -216,8 +216,9 @@ def attend(
     """softmax(softcap(q k^T scale)) v for q float32 [T, heads, D], the layer's last T tokens."""
     tokens, heads, dim = q.shape
     kv_heads, n = layer.k.kv_heads, layer.n
-    page = max(layer.k.type.page_tokens, layer.v.type.page_tokens)
-    span = math.lcm(layer.k.type.page_tokens, layer.v.type.page_tokens)
+    # whole pages of both sides, or at once all that is cached: odd lengths have a vast multiple
+    sizes = layer.k.type.page_tokens, layer.v.type.page_tokens
+    span = min(math.lcm(*sizes), max(-(-n // size) * size for size in sizes))
     block = min(tokens, max(1, QUERY_ROWS * kv_heads // heads))
     part = -(-PART // span) * span
     parts = -(-n // part) if tokens == 1 else 1
@@ -231,7 +232,7 @@ def attend(
     out = np.empty((tokens, heads, dim), np.float32)
     items = kv_heads * -(-tokens // block) * parts
     partial = np.empty((items, rows * (wide + 2)), np.float32)
-    needed = 4 * rows * (wide + span) + scratch_nbytes(rows, dim, page)
+    needed = 4 * rows * (wide + span) + scratch_nbytes(rows, dim, max(sizes))
     # zeroed: padding that a verb reads but never writes must not be a NaN
     scratch = np.zeros((threads, -(-needed // 64) * 64), np.uint8)
     _attend(

@@ -64,11 +64,11 @@ def q4_0(source, target, n):
             if abs(value) > abs(peak):
                 peak = value
         d = peak / np.float32(-8)
-        inverse = np.float64(0) if d == 0 else np.float64(np.float32(1) / d)
+        inverse = np.float32(0) if d == 0 else np.float32(1) / d
         store_f16(target, d)
         for i in range(16):
-            low = int(load_f32(source + 4 * i) * inverse + 8.5)
-            high = int(load_f32(source + 64 + 4 * i) * inverse + 8.5)
+            low = int(load_f32(source + 4 * i) * inverse + np.float32(8.5))
+            high = int(load_f32(source + 64 + 4 * i) * inverse + np.float32(8.5))
             store_u8(target + 2 + i, min(low, 15) | (min(high, 15) << 4))
         source += 128
         target += 18
@@ -84,12 +84,12 @@ ENCODERS = {
 
 
 @kernel
-def first_not_finite(x):
-    """The first token of x [T, heads, D] with a value that is not finite, -1 if there is none."""
+def first_beyond(x, limit):
+    """The first token of x [T, heads, D] with a NaN or a magnitude above `limit`, -1 if none."""
     for t in range(x.shape[0]):
         for h in range(x.shape[1]):
             for d in range(x.shape[2]):
-                if not math.isfinite(x[t, h, d]):
+                if not abs(x[t, h, d]) <= limit:
                     return t
     return -1
 

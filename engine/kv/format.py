@@ -42,10 +42,14 @@ class KVFormat(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenFormat(KVFormat):
-    """A ggml block type: a page is its tokens' rows, one after another."""
+    """A ggml block type: a page is its tokens' rows, one after another.
+
+    `limit` is the largest magnitude whose stored form is surely finite.
+    """
 
     block: int
     block_nbytes: int
+    limit: float
 
     def row_nbytes(self, head_dim: int) -> int:
         """Bytes of one token of one head; the last block is padded with zeros."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from engine.errors import InputError
@@ -25,13 +26,15 @@ def kv_format(text: str) -> KVFormat:
     """
     name, colon, pages = text.partition(":")
     found = KV_FORMATS.get(name)
+    if not (text.isprintable() and 0 < len(text) < 40):
+        text = f"{text!r:.40}"  # the message stays one short line
     if found is None:
         raise InputError(f"{text}: not a KV cache type. Choose from: {', '.join(KV_FORMATS)}")
     if not colon:
         return found
     if found.page_tokens is None:
         raise InputError(f"{text}: {name} has no page length; only page formats take ':P'")
-    tokens = int(pages) if pages.isdecimal() and len(pages) < 6 else 0
+    tokens = int(pages) if re.fullmatch("[1-9][0-9]{0,4}", pages) else 0
     if not (0 < tokens <= MAX_PAGE and tokens % 32 == 0):
         raise InputError(f"{text}: a page length is a multiple of 32 from 32 to {MAX_PAGE}")
     return replace(found, name=text, page_tokens=tokens)

@@ -9,6 +9,9 @@ import numpy as np
 from engine.bits import bf16_from_f32, f32_from_bf16
 from engine.kv.format import TokenFormat
 
+F32_MAX, F16_MAX = float(np.finfo(np.float32).max), float(np.finfo(np.float16).max)
+BF16_MAX = float(np.ldexp(255.0, 120))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Float(TokenFormat):
@@ -34,6 +37,6 @@ class BFloat16(TokenFormat):
         return f32_from_bf16(np.ascontiguousarray(data).view(np.uint16))
 
 
-F32 = Float(name="f32", block=1, block_nbytes=4, dtype="<f4")
-F16 = Float(name="f16", block=1, block_nbytes=2, dtype="<f2")
-BF16 = BFloat16(name="bf16", block=1, block_nbytes=2)
+F32 = Float(name="f32", block=1, block_nbytes=4, limit=F32_MAX, dtype="<f4")
+F16 = Float(name="f16", block=1, block_nbytes=2, limit=F16_MAX, dtype="<f2")
+BF16 = BFloat16(name="bf16", block=1, block_nbytes=2, limit=BF16_MAX)

@@ -3,6 +3,8 @@
 | d f16 | 16 bytes: channel i in the low nibble of byte i, channel i + 16 in its high nibble |
 
 x = d (q - 8),  d = (element of largest magnitude) / -8
+
+A product that is rounded before the half is added, as in gguf 0.19; older ones fused the two.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.kv.format import TokenFormat
+from engine.kv.formats.floats import F16_MAX
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +24,7 @@ class Q4_0(TokenFormat):
         d = peak / np.float32(-8)
         with np.errstate(divide="ignore"):
             inverse = np.where(d == 0, np.float32(0), np.float32(1) / d)
-        # in float64: ggml's float32 expression rounds once, with a fused multiply-add
-        q = np.trunc(x.astype(np.float64) * inverse.astype(np.float64) + 8.5)
-        q = q.astype(np.uint8).clip(0, 15)
+        q = np.trunc(x * inverse + np.float32(8.5)).astype(np.uint8).clip(0, 15)
         nibbles = q[..., :16] | (q[..., 16:] << 4)
         return np.concatenate([d.astype(np.float16).view(np.uint8), nibbles], axis=-1)
 
@@ -34,4 +35,4 @@ class Q4_0(TokenFormat):
         return d * (q - np.float32(8))
 
 
-Q4_0_FORMAT = Q4_0(name="q4_0", block=32, block_nbytes=18)
+Q4_0_FORMAT = Q4_0(name="q4_0", block=32, block_nbytes=18, limit=8 * F16_MAX)

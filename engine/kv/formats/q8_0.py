@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.kv.format import TokenFormat
+from engine.kv.formats.floats import F16_MAX
 
 
 def round_half_away(x: np.ndarray) -> np.ndarray:
@@ -33,4 +34,4 @@ class Q8_0(TokenFormat):
         return d * data[..., 2:].view(np.int8).astype(np.float32)
 
 
-Q8_0_FORMAT = Q8_0(name="q8_0", block=32, block_nbytes=34)
+Q8_0_FORMAT = Q8_0(name="q8_0", block=32, block_nbytes=34, limit=127 * F16_MAX)
