@@ -58,8 +58,8 @@ def q8_0(source, target, n):
 
 def q4_0(source, target, n):
     for _ in range(n // 32):
-        peak = np.float32(0)
-        for i in range(32):
+        peak = load_f32(source)  # of a block of zeros, the sign of the first is ggml's
+        for i in range(1, 32):
             value = load_f32(source + 4 * i)
             if abs(value) > abs(peak):
                 peak = value

@@ -1,0 +1,242 @@
+"""One list of op cases: what the parity tests check and the kernel benchmarks time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import gguf
+import numpy as np
+from gguf import quants
+
+from engine.checkpoint import Tensor
+from engine.kv.cache import CacheType, LayerCache
+from engine.kv.formats import KV_FORMATS, kv_format
+from engine.ops import Array, Ops
+
+HEAD_DIMS = (16, 32, 64, 72, 80, 96, 112, 128, 256)
+GROUPS = (1, 2, 3, 4, 5, 6, 7, 8)  # query heads per KV head
+
+Run = Callable[[], np.ndarray]
+
+
+@dataclass(frozen=True)
+class OpCase:
+    """`prepare(ops)` uploads the inputs and returns the op to run, which gives a host array.
+
+    Two backends may differ by `tolerance` times the result's largest magnitude.
+    """
+
+    name: str
+    prepare: Callable[[Ops], Run]
+    tolerance: float = 1e-5  # float32 sums of some thousand terms, in another order
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    """float32 standard normal values; the same shape and seed give the same values."""
+    rng = np.random.default_rng([seed, *shape])
+    return rng.standard_normal(shape, np.float32)
+
+
+def random_tensor(kind: str, rows: int, columns: int, seed: int = 0) -> Tensor:
+    """A matrix of any ggml type from random bytes.
+
+    Blocks are drawn until enough of them are finite and of a usual size, so every code and every
+    scale of a type occurs.
+    """
+    rng = np.random.default_rng([seed, rows, columns])
+    block, nbytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    wanted, good = rows * columns // block, np.empty((0, nbytes), np.uint8)
+    while len(good) < wanted:
+        drawn = rng.integers(0, 256, (4 * wanted + 64, nbytes), np.uint8)
+        with np.errstate(all="ignore"):
+            values = quants.dequantize(drawn, gguf.GGMLQuantizationType[kind]).astype(np.float32)
+        size = np.abs(values.reshape(len(drawn), block)).max(axis=1)
+        good = np.concatenate([good, drawn[(size > 0.01) & (size < 100)]])
+    data = good[:wanted].reshape(rows, columns // block * nbytes)
+    data.flags.writeable = False
+    return Tensor("weight", kind, (rows, columns), data)
+
+
+def vector(values: np.ndarray) -> Tensor:
+    return Tensor("vector", "F32", values.shape, values.view(np.uint8).reshape(1, -1))
+
+
+def case(name: str, run: Callable[[Ops], Run], tolerance: float | None = None) -> OpCase:
+    return OpCase(name, run) if tolerance is None else OpCase(name, run, tolerance)
+
+
+def embed(kind: str, columns: int) -> OpCase:
+    def prepare(ops: Ops) -> Run:
+        weight = ops.upload(random_tensor(kind, 37, columns))
+        ids = np.array([0, 36, 5, 5, 17], np.int32)
+        return lambda: ops.to_host(ops.embed(weight, ids))
+
+    return OpCase(f"embed {kind} {columns}", prepare, 1e-6)
+
+
+def linear(kind: str, rows: int, columns: int, tokens: int, bias: bool = False) -> OpCase:
+    def prepare(ops: Ops) -> Run:
+        weight = ops.upload(random_tensor(kind, rows, columns))
+        added = ops.upload(vector(normal(rows))) if bias else None
+        x = ops.asarray(normal(tokens, columns))
+        return lambda: ops.to_host(ops.linear(weight, x, added))
+
+    return OpCase(f"linear {kind} {rows}x{columns} T={tokens}{' bias' * bias}", prepare)
+
+
+def linears(tokens: int) -> OpCase:
+    """q, k and v of grouped-query attention, one of them without a bias."""
+
+    def prepare(ops: Ops) -> Run:
+        weights = [ops.upload(random_tensor("Q4_0", rows, 64, rows)) for rows in (96, 32, 33)]
+        biases = [ops.upload(vector(normal(96))), None, ops.upload(vector(normal(33)))]
+        x = ops.asarray(normal(tokens, 64))
+
+        def run() -> np.ndarray:
+            parts = ops.linears(weights, x, biases)
+            return np.concatenate([ops.to_host(part) for part in parts], axis=1)
+
+        return run
+
+    return OpCase(f"linears T={tokens}", prepare)
+
+
+def rms_norm(*shape: int) -> OpCase:
+    def prepare(ops: Ops) -> Run:
+        x, weight = ops.asarray(3 * normal(*shape)), ops.upload(vector(normal(shape[-1], seed=1)))
+        return lambda: ops.to_host(ops.rms_norm(x, weight, 1e-5))
+
+    return OpCase(f"rms_norm {'x'.join(map(str, shape))}", prepare)
+
+
+def in_place(name: str, shape: tuple[int, ...], op: Callable[[Ops, Array], None]) -> OpCase:
+    """An op that changes its first argument; each run works on a fresh copy."""
+
+    def prepare(ops: Ops) -> Run:
+        start = 20 * normal(*shape)
+
+        def run() -> np.ndarray:
+            x = ops.asarray(start.copy())
+            op(ops, x)
+            return ops.to_host(x)
+
+        return run
+
+    return OpCase(f"{name} {'x'.join(map(str, shape))}", prepare)
+
+
+def rope(layout: str, dim: int, dims: int, position: int, tokens: int = 3) -> OpCase:
+    angle = np.arange(64)[:, None] * 10000.0 ** (-2 * np.arange(dims // 2) / dims)
+    table = np.stack([np.cos(angle), np.sin(angle)], axis=-1).astype(np.float32)
+    name = f"rope {layout} {dims} of {dim} at {position}"
+    return in_place(
+        name, (tokens, 5, dim), lambda ops, x: ops.rope_(x, ops.asarray(table), position, layout)
+    )
+
+
+def glu(act: str, tokens: int, width: int) -> OpCase:
+    def prepare(ops: Ops) -> Run:
+        gate, up = (
+            ops.asarray(6 * normal(tokens, width)),
+            ops.asarray(normal(tokens, width, seed=1)),
+        )
+        return lambda: ops.to_host(ops.glu(gate, up, act))
+
+    return OpCase(f"glu {act} {tokens}x{width}", prepare, 1e-6)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Attention over a layer that holds `cached` tokens, for the queries of the last `tokens`."""
+
+    k: str = "bf16"
+    v: str = "bf16"
+    heads: int = 4
+    kv_heads: int = 2
+    dim: int = 64
+    cached: int = 300
+    tokens: int = 1
+    window: int | None = None
+    softcap: float = 0.0
+
+    @property
+    def name(self) -> str:
+        shape = f"{self.heads}/{self.kv_heads}x{self.dim}"
+        rest = f" window={self.window}" if self.window else ""
+        rest += f" softcap={self.softcap}" if self.softcap else ""
+        return f"attend {self.k}/{self.v} {shape} n={self.cached} T={self.tokens}{rest}"
+
+    def layer(self, ops: Ops) -> LayerCache:
+        """A new layer with all tokens appended and every page sealed that was full before the
+        queries came."""
+        types = CacheType.of(kv_format(self.k)), CacheType.of(kv_format(self.v))
+        layer = LayerCache(types, self.kv_heads, self.dim, self.cached, self.window, 0)
+        k, v = self.inputs()[1:]
+        for part in self.cuts(layer):
+            ops.append(layer, ops.asarray(k[part]), ops.asarray(v[part]))
+            if layer.n < self.cached:
+                ops.seal(layer)
+        return layer
+
+    def cuts(self, layer: LayerCache) -> Iterator[slice]:
+        for start, size in (
+            (0, self.cached - self.tokens),
+            (self.cached - self.tokens, self.tokens),
+        ):
+            for part in layer.segments(size):
+                yield slice(start + part.start, start + part.stop)
+
+    def inputs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """q [tokens, heads, dim], k and v [cached, kv_heads, dim]; channels differ in size."""
+        scale = np.exp(normal(self.dim, seed=3)) / self.dim**0.25
+        k = (normal(self.cached, self.kv_heads, self.dim, seed=1) + 0.5) * scale
+        v = normal(self.cached, self.kv_heads, self.dim, seed=2) - 0.3
+        return normal(self.tokens, self.heads, self.dim) / scale, k, v
+
+    def case(self) -> OpCase:
+        def prepare(ops: Ops) -> Run:
+            layer, q = self.layer(ops), ops.asarray(self.inputs()[0])
+            return lambda: ops.to_host(ops.attend(q, layer, self.dim**-0.5, self.softcap))
+
+        return OpCase(self.name, prepare, 1e-4)
+
+
+def _linear_cases() -> Iterator[OpCase]:
+    yield from (embed(kind, 256) for kind in ("F32", "F16", "Q8_0", "Q4_1", "Q6_K"))
+    yield embed("F32", 100)
+    for kind in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q4_K", "Q6_K", "MXFP4"):
+        yield from (linear(kind, 53, 512, tokens) for tokens in (1, 9))
+    yield from (linear("F32", 7, 100, tokens, bias=True) for tokens in (1, 2, 8, 9, 40))
+    yield from (linear("Q8_0", rows, 96, tokens) for rows in (1, 16, 301) for tokens in (1, 3, 33))
+    yield linear("F16", 300, 2048, 20)  # several tiles of rows
+    yield from (linears(tokens) for tokens in (1, 5, 20))
+
+
+def _elementwise_cases() -> Iterator[OpCase]:
+    yield from (rms_norm(3, width) for width in (1, 15, 16, 33, 576))
+    yield rms_norm(2, 5, 72)
+    for layout in ("neox", "norm"):
+        yield from (rope(layout, dim, dim, position=11) for dim in HEAD_DIMS)
+        yield rope(layout, 64, 24, position=0)
+        yield rope(layout, 80, 80, position=63, tokens=1)
+    for act in ("silu", "gelu_tanh"):
+        # below and above a whole vector, and enough for several threads
+        yield from (glu(act, t, width) for t, width in ((1, 7), (1, 16), (3, 37), (33, 1031)))
+    yield in_place(
+        "add_", (3, 100), lambda ops, x: ops.add_(x, ops.asarray(normal(3, 100, seed=1)))
+    )
+    yield in_place("scale_", (3, 100), lambda ops, x: ops.scale_(x, 0.37))
+    yield in_place("softcap_", (3, 100), lambda ops, x: ops.softcap_(x, 30.0))
+
+
+def _attention_cases() -> Iterator[OpCase]:
+    every = [Attention(k=name, v=name, cached=200) for name in KV_FORMATS]
+    every += [Attention(heads=2 * group, dim=32, cached=70) for group in GROUPS]
+    every += [Attention(dim=dim, cached=70) for dim in HEAD_DIMS]
+    every += [Attention(cached=300, tokens=40), Attention(cached=300, window=33, tokens=9)]
+    every += [Attention(k="int3nsep", v="q8_0", cached=300, softcap=5.0, tokens=20)]
+    yield from (one.case() for one in every)
+
+
+OP_CASES: tuple[OpCase, ...] = (*_linear_cases(), *_elementwise_cases(), *_attention_cases())
