@@ -1,0 +1,47 @@
+"""Run the `minikv` command, in this process or as a child."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from minikv.cli import main
+
+ROOT = Path(__file__).parents[2]
+Run = Callable[..., "Result"]
+
+
+@dataclass(frozen=True)
+class Result:
+    status: int | str | None
+    out: str
+    err: str
+
+
+def runner(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """A function of the command's arguments and, as `stdin`, what a pipe hands it."""
+
+    def run(*args: object, stdin: bytes = b"") -> Result:
+        monkeypatch.setattr(sys, "argv", ["minikv", *map(str, args)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        with pytest.raises(SystemExit) as left:
+            main()
+        out, err = capsys.readouterr()
+        return Result(left.value.code, out, err)
+
+    return run
+
+
+def child(*args: object, **options: object) -> subprocess.Popen[bytes]:
+    """The command as a process of its own, its output in pipes."""
+    command = [sys.executable, "-m", "minikv", *map(str, args)]
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, env=environment, **(pipes | options))  # type: ignore[arg-type]
