@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
-from op_cases import OP_CASES, OpCase
+from op_cases import OP_CASES, Attention, OpCase, linear
 
 from engine.cpu import CpuOps
 from engine.reference import ReferenceOps
@@ -53,14 +55,39 @@ class Guarded:
         assert all((b[-self.BAND :] == 0xFF).all() for b in self.buffers), "written behind"
 
 
+@pytest.fixture
+def guarded(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Guarded]:
+    """Puts new arrays of the backend and the cache under guard, once their kernels are compiled."""
+
+    def install() -> Guarded:
+        guard = Guarded()
+        for name, module in list(sys.modules.items()):
+            if name.startswith(("engine.cpu", "engine.kv")) and hasattr(module, "np"):
+                monkeypatch.setattr(module, "np", guard)
+        return guard
+
+    return install
+
+
 @every_case
-def test_kernels_write_inside_their_memory(case: OpCase, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = case.prepare(CPU)
-    want = run()  # compiles what is needed while the modules still see the real NumPy
-    guarded = Guarded()
-    for name, module in list(sys.modules.items()):
-        if name.startswith(("engine.cpu", "engine.kv")) and hasattr(module, "np"):
-            monkeypatch.setattr(module, "np", guarded)
+def test_kernels_write_inside_their_memory(case: OpCase, guarded: Callable[[], Guarded]) -> None:
+    want = case.prepare(CPU)()
+    guard = guarded()
     again = case.prepare(CPU)()
-    guarded.check()
+    guard.check()
     np.testing.assert_array_equal(again, want)
+
+
+@pytest.mark.skipif(CPU.threads < 2, reason="needs two cores")
+def test_a_backend_of_one_thread_stays_in_its_scratch_beside_one_of_two(
+    guarded: Callable[[], Guarded],
+) -> None:
+    one, _ = CpuOps(1), CpuOps(2)
+    for case in (linear("Q8_0", 301, 96, 1), Attention(heads=8, kv_heads=8, cached=200).case()):
+        want = case.prepare(CPU)()
+        guard = guarded()
+        # Numba counts threads per thread: one that was never told would use all cores
+        with ThreadPoolExecutor(1) as other:
+            got = [case.prepare(one)(), other.submit(case.prepare(one)).result()]
+        guard.check()
+        np.testing.assert_array_equal(got, [want, want])

@@ -1,0 +1,172 @@
+"""Attention over packed pages equals dequantizing them and attending in float64."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from op_cases import GROUPS, HEAD_DIMS, Attention
+
+from engine.cpu import CpuOps
+from engine.kv.cache import LayerCache
+from engine.kv.formats import KV_FORMATS
+from engine.reference import ReferenceOps
+
+CPU = CpuOps()
+FORMATS = list(KV_FORMATS)
+TOLERANCE = 1e-3  # of the output's largest magnitude
+
+
+def attend64(q: np.ndarray, layer: LayerCache, scale: float, softcap: float) -> np.ndarray:
+    """Causal attention in float64, one query head at a time, over the decoded pages."""
+    first = max(layer.k.first_held(), layer.v.first_held()) if layer.window else 0
+    k, v = (
+        side.decode(first // side.type.page_tokens * side.type.page_tokens).astype(np.float64)
+        for side in (layer.k, layer.v)
+    )
+    held = layer.n - first
+    k, v = k[:, -held:], v[:, -held:]
+    group, out = q.shape[1] // k.shape[0], np.empty(q.shape)
+    for t in range(q.shape[0]):
+        position = layer.n - q.shape[0] + t
+        oldest = 0 if layer.window is None else max(0, position - layer.window + 1)
+        seen = slice(oldest - first, position + 1 - first)
+        for h in range(q.shape[1]):
+            scores = k[h // group, seen] @ q[t, h].astype(np.float64) * scale
+            if softcap:
+                scores = softcap * np.tanh(scores / softcap)
+            weights = np.exp(scores - scores.max())
+            out[t, h] = weights @ v[h // group, seen] / weights.sum()
+    return out
+
+
+def check(case: Attention, sharpness: float = 1.0) -> None:
+    layer, q = case.layer(CPU), case.inputs()[0] * np.float32(sharpness)
+    got = CPU.attend(q, layer, case.dim**-0.5, case.softcap)
+    want = attend64(q, layer, case.dim**-0.5, case.softcap)
+    error = np.abs(got - want).max()
+    assert error <= TOLERANCE * np.abs(want).max(), f"{case.name}: {error}"
+
+
+@pytest.mark.parametrize("v", FORMATS)
+@pytest.mark.parametrize("k", FORMATS)
+def test_every_pair_of_formats(k: str, v: str) -> None:
+    for tokens in (1, 6):
+        check(Attention(k, v, cached=150, tokens=tokens))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_head_dim(name: str) -> None:
+    for dim in HEAD_DIMS:
+        check(Attention(name, name, dim=dim, cached=131))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_group_size(name: str) -> None:
+    for group in GROUPS:
+        check(Attention(name, name, heads=2 * group, dim=32, cached=140))
+        check(Attention(name, name, heads=group, kv_heads=1, dim=32, cached=140, tokens=3))
+
+
+@pytest.mark.parametrize("cached", [1, 31, 127, 128, 129, 255, 256, 257, 600])
+def test_every_length_around_page_boundaries(cached: int) -> None:
+    for name in FORMATS:
+        check(Attention(name, name, cached=cached))
+
+
+@pytest.mark.parametrize("name", ["int3nsep", "q8_0"])
+def test_a_long_context(name: str) -> None:
+    check(Attention(name, name, heads=8, dim=32, cached=4096))
+    check(Attention(name, name, heads=8, dim=32, cached=4099, window=1500))
+
+
+@pytest.mark.parametrize("tokens", [2, 5, 40, 44])
+@pytest.mark.parametrize("name", FORMATS)
+def test_many_queries_see_only_what_came_before_them(name: str, tokens: int) -> None:
+    check(Attention(name, name, heads=6, cached=300, tokens=tokens))
+
+
+def test_a_whole_page_of_queries() -> None:
+    for cached in (128, 256):
+        check(Attention("int3nsep", "q4_0", cached=cached, tokens=128))
+
+
+@pytest.mark.parametrize("window", [1, 2, 16, 127, 128, 129, 1000])
+def test_windows_over_evicted_pages(window: int) -> None:
+    for name in ("bf16", "q4_0", "int3nsep:32"):
+        check(Attention(name, name, cached=400, window=window))
+        check(Attention(name, name, cached=407, window=window, tokens=20))
+
+
+@pytest.mark.parametrize("softcap", [1.0, 5.0, 50.0])
+def test_soft_capped_scores(softcap: float) -> None:
+    for name in ("f32", "int3nsep"):
+        check(Attention(name, name, cached=200, softcap=softcap, tokens=4), sharpness=10)
+
+
+@pytest.mark.parametrize(
+    ("k", "v"),
+    [
+        ("int3nsep:64", "int3nsep:256"),
+        ("int3nsep:256", "int3nsep:64"),
+        ("int3nsep:96", "int3nsep:64"),
+        ("int3nsep:2048", "bf16"),
+        ("q8_0", "int3nsep:32"),
+        ("int3nsep:8160", "int3nsep:8192"),
+    ],
+)
+def test_pages_of_unequal_length(k: str, v: str) -> None:
+    for cached in (33, 64, 200, 256, 300, 2100):
+        check(Attention(k, v, dim=32, cached=cached))
+        check(Attention(k, v, dim=32, cached=cached, tokens=7, window=100))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_sharp_and_flat_scores(name: str) -> None:
+    for sharpness in (0.0, 1e-3, 30.0, 1000.0):
+        check(Attention(name, name, cached=260), sharpness)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_one_thread_equals_two_bit_for_bit(name: str) -> None:
+    for case in (
+        Attention(name, name, heads=6, cached=2500),
+        Attention(name, name, heads=6, cached=300, tokens=40),
+    ):
+        layer, q = case.layer(CPU), case.inputs()[0]
+        one, two = (CpuOps(n).attend(q, layer, 0.125, 0.0) for n in (1, CPU.threads))
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_reference_attends_alike(name: str) -> None:
+    for case in (
+        Attention(name, name, cached=150, tokens=5),
+        Attention(name, name, cached=150, tokens=5, window=20, softcap=3.0),
+    ):
+        reference = ReferenceOps()
+        layer, q = case.layer(reference), case.inputs()[0]
+        want = attend64(q, layer, 0.125, case.softcap)
+        got = reference.attend(q, layer, 0.125, case.softcap)
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+def test_attention_leaves_queries_and_pages_alone() -> None:
+    case = Attention("int3nsep", "q8_0", cached=150, tokens=5)
+    layer, q = case.layer(CPU), case.inputs()[0]
+    before = q.copy(), layer.k.decode(0), layer.v.decode(0)
+    first, second = (CPU.attend(q, layer, 0.125, 0.0) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    for old, new in zip(before, (q, layer.k.decode(0), layer.v.decode(0)), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_distant_tokens_outside_the_window_change_nothing() -> None:
+    case = Attention("f32", "f32", cached=250, window=40, tokens=3)
+    whole = replace(case, window=None)
+    layer, full, q = case.layer(CPU), whole.layer(CPU), case.inputs()[0]
+    narrow = CPU.attend(q, layer, 0.125, 0.0)
+    assert np.abs(narrow - CPU.attend(q, full, 0.125, 0.0)).max() > 1e-2
+    full.window = 40  # the same tokens with nothing evicted
+    np.testing.assert_array_equal(narrow, CPU.attend(q, full, 0.125, 0.0))
