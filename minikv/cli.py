@@ -51,8 +51,7 @@ def main() -> NoReturn:
 
     1 for input that cannot be used, 2 for a command line that cannot be read, 130 after Ctrl-C.
     """
-    # a terminal that cannot show a character gets another one in its place, not a traceback
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    _prepare_streams()
     try:
         status = app(standalone_mode=False) or 0
         sys.stdout.flush()
@@ -62,11 +61,26 @@ def main() -> NoReturn:
         status = _fail(error.format_message(), error.exit_code)
     except KeyboardInterrupt:
         status = 130
-    except BrokenPipeError:
-        # whoever read our output has left: nothing more to say, also not when Python closes stdout
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read the output has left
         status = 141
+        _drop_output()
+    except OSError as error:
+        status = _fail(f"{error.filename or 'output'}: {error.strerror}", 1)
+        _drop_output()
     sys.exit(status)
+
+
+def _prepare_streams() -> None:
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by the caller
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  open to the end
+    # a terminal that cannot show a character gets another one in its place, not a traceback
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+
+
+def _drop_output() -> None:
+    """What could not be written must not fail again when Python closes stdout."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, status: int) -> int:

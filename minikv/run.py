@@ -17,6 +17,7 @@ from minikv.progress import TerminalProgress
 from minikv.report import as_data, closing_line
 from minikv.sources import resolve
 from minikv.templates import encode_chat
+from minikv.text import one_line
 
 # More than any context holds, so that an endless pipe is refused and not read for ever.
 _MAX_PROMPT = 16 << 20
@@ -113,7 +114,7 @@ def tell_end(generation: Generation, session: Session) -> None:
 
 def note(line: str) -> None:
     """One line for the user beside the answer."""
-    print(f"minikv: {line}", file=sys.stderr, flush=True)
+    print(f"minikv: {one_line(line)}", file=sys.stderr, flush=True)
 
 
 def _encode(tokenizer: Tokenizer, text: str, completes: bool, system: str | None) -> list[int]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 import struct
+import subprocess
+import sys
 from collections import namedtuple
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from command import Result, Run, runner
+from command import ROOT, Result, Run, runner
 from fake_wheels import make_entry, write_wheels
 from tiny_model import tensors, write_tiny_model
 
@@ -200,6 +202,24 @@ def test_flipped_bytes_in_the_header_never_cause_a_traceback(minikv, model, tmp_
             assert_refused(result)
             refused += 1
     assert refused > 5
+
+
+@pytest.mark.parametrize(
+    ("redirection", "status", "told"),
+    [
+        ("Yo > /dev/full", 1, b"minikv: output: No space left on device\n"),
+        ("Yo >&-", 0, b"prompt 21 tokens"),
+        ("Yo 2>&-", 0, b""),
+        ("Yo <&-", 0, b"prompt 21 tokens"),
+        ("<&-", 1, b"minikv: the prompt is empty\n"),
+    ],
+)
+def test_closed_and_full_streams_cause_no_traceback(model, redirection, status, told):
+    command = f"{sys.executable} -m minikv run --backend reference -m {model} {redirection}"
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True)
+    assert done.returncode == status
+    assert done.stderr.startswith(told)
+    assert b"Traceback" not in done.stderr
 
 
 @pytest.fixture
