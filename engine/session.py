@@ -91,11 +91,11 @@ class Session:
             chunk = tokens[start : start + CHUNK]
             try:
                 hidden = self.decoder.forward(np.asarray(chunk, np.int32), self.cache)
+                self.tokens.extend(chunk)
             except BaseException:
                 # some layers may have taken the chunk and others not: all go back to before it
                 self.truncate(len(self.tokens))
                 raise
-            self.tokens.extend(chunk)
             yield start, hidden
 
 
