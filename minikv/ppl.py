@@ -18,7 +18,7 @@ _MAX_TEXT = 256 << 20  # bytes, so that an endless file is refused
 
 def ppl(choice: ModelChoice, file: Path, settings: Settings, as_json: bool) -> None:
     """Measure, with a running estimate on stderr, and print the result on stdout."""
-    text = _read(file)
+    text = read_text(file)
     model = choice.load()
     measurement = Perplexity(model, text, settings)
     start = time.perf_counter()
@@ -68,7 +68,8 @@ def _result(
     }
 
 
-def _read(file: Path) -> str:
+def read_text(file: Path) -> str:
+    """The whole of a UTF-8 file.  Raises InputError if it is not one, or too long for a tool."""
     try:
         with file.open("rb") as opened:
             data = opened.read(_MAX_TEXT + 1)

@@ -7,32 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from letters import TEXT, Letters, letters_model
 
 from engine import InputError, Session, load_model
 from engine.model.load import Model
-from tools.ppl import Perplexity, Score, Settings, negative_log_likelihood
-
-ORACLE = Path(__file__).parents[1] / "fixtures" / "oracle" / "llama"
-VOCAB = 96
-
-
-class Letters:
-    """A stand-in tokenizer: one token per character."""
-
-    add_bos, bos = True, 1
-
-    def encode(self, text: str, *, add_special: bool = False) -> list[int]:
-        return ([self.bos] if add_special else []) + [ord(c) % VOCAB for c in text]
+from tools.likelihood import negative_log_likelihood
+from tools.ppl import Perplexity, Score
+from tools.windows import Settings
 
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    model = load_model(ORACLE)
-    model.__dict__["tokenizer"] = Letters()
-    return model
-
-
-TEXT = "".join(chr(32 + i * 7 % 90) for i in range(300))
+    return letters_model()
 
 
 def last(measurement: Perplexity) -> Score:

@@ -1,0 +1,87 @@
+"""KL divergence of a model's next-token probabilities under one KV cache type from another's.
+
+The reference and the candidate read the same windows side by side over one copy of the weights,
+piece by piece, so memory is that of two caches and two pieces of logits at any context length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from engine.model.load import Model
+from tools.likelihood import divergence
+from tools.windows import Settings, Windows, bits_per_value
+
+Pieces = Iterable[tuple[np.ndarray, np.ndarray]]  # as `Windows.scored` yields them
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What was measured of scored tokens, float64 arrays [tokens] in order of the text.
+
+    `position` is how many tokens of the window stand before the token.  `same_top` is 1 where both
+    caches find the same token likeliest, else 0.
+    """
+
+    position: np.ndarray
+    nll: np.ndarray
+    nll_base: np.ndarray
+    kld: np.ndarray
+    same_top: np.ndarray
+
+    @property
+    def p_diff(self) -> np.ndarray:
+        """The token's probability minus that under the reference."""
+        return np.exp(-self.nll) - np.exp(-self.nll_base)
+
+    def __len__(self) -> int:
+        return len(self.nll)
+
+    @classmethod
+    def join(cls, parts: list[Tokens]) -> Tokens:
+        names = [field.name for field in fields(cls)]
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def compare(base: Pieces, candidate: Pieces, first: int) -> Tokens:
+    """Compare the logits of one window piece by piece; `first` is its first scored token."""
+    rows = []
+    for (targets, base_logits), (_, logits) in zip(base, candidate, strict=True):
+        for p, q, target in zip(base_logits, logits, targets, strict=False):
+            kld, nll_base, nll = divergence(p, q, target)
+            rows.append((first + len(rows), nll, nll_base, kld, p.argmax() == q.argmax()))
+    return Tokens(*np.array(rows, np.float64).T)
+
+
+class Divergence:
+    """One measurement of `settings.ctk` and `ctv` against the types `base`.
+
+    Iterating scores window after window and yields the Tokens so far.  Raises InputError for a text
+    too short, a context out of range or an unknown name.
+    """
+
+    def __init__(
+        self, model: Model, text: str, settings: Settings, base: tuple[str, str] = ("f16", "f16")
+    ) -> None:
+        self.settings, self.base = settings, base
+        self.windows = Windows(model, text, settings)
+        self.types = self.windows.types(settings.ctk, settings.ctv)
+        self._base_types = self.windows.types(*base)
+
+    def __iter__(self) -> Iterator[Tokens]:
+        done: list[Tokens] = []
+        windows = self.windows
+        for window in windows.tokens:
+            base, candidate = (
+                windows.scored(windows.session(types), window)
+                for types in (self._base_types, self.types)
+            )
+            done.append(compare(base, candidate, windows.first))
+            yield Tokens.join(done)
+
+    def bits(self) -> tuple[float, float]:
+        """Bits per value of the candidate's packed keys and values."""
+        return bits_per_value(self.windows.model, self.types)

@@ -1,0 +1,139 @@
+"""A text cut into windows that are scored through the engine's own packed cache.
+
+Protocols (windows never share state):
+
+- `llama`: as llama-perplexity does it. Non-overlapping windows of `n_ctx` tokens; every token of
+  the second half but its first is scored. If the model wants BOS it replaces each window's first
+  token.
+- `pa`: as the norm-separation papers do it. The text's non-blank lines joined by two newlines, its
+  first 48,000 characters; windows of `n_ctx` tokens that start every n_ctx / 2. The first half is
+  read exactly, then frozen into one packed page; the second half, all scored, reads that page and
+  itself exactly.
+- `decode`: what a user gets. Non-overlapping windows; every token but the first is scored, reading
+  full pages packed and its own page exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from engine.errors import InputError
+from engine.kv.cache import CacheType
+from engine.kv.formats import kv_format
+from engine.kv.formats.floats import F32
+from engine.model.load import Model
+from engine.session import Session
+
+PROTOCOLS = ("llama", "pa", "decode")
+PA_CHARACTERS = 48_000
+
+Types = tuple[CacheType, CacheType]  # of keys and of values
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured.  `chunks` is the most windows, None for all the text has."""
+
+    protocol: str = "llama"
+    n_ctx: int = 512
+    chunks: int | None = None
+    ctk: str = "bf16"
+    ctv: str = "bf16"
+    bos_per_window: bool | None = None  # None: if the model's tokenizer adds one
+
+
+class Windows:
+    """The windows of a text, lists of `n_ctx` token ids in `tokens`.
+
+    Raises InputError for a text too short, a context out of range or an unknown name.
+    """
+
+    def __init__(self, model: Model, text: str, settings: Settings) -> None:
+        if settings.protocol not in PROTOCOLS:
+            raise InputError(
+                f"{settings.protocol}: not a protocol. Choose from: {', '.join(PROTOCOLS)}"
+            )
+        if settings.n_ctx < 4 or settings.n_ctx % 2:
+            raise InputError(f"context {settings.n_ctx}: must be an even number from 4 up")
+        if settings.chunks is not None and settings.chunks < 1:
+            raise InputError(f"chunks {settings.chunks}: must be 1 or more")
+        self.model, self.settings = model, settings
+        bos = settings.bos_per_window
+        self.bos_per_window = model.tokenizer.add_bos if bos is None else bos
+        if self.bos_per_window and model.tokenizer.bos is None:
+            raise InputError("the model's tokenizer has no BOS token to begin windows with")
+        self.tokens = self._cut(text)
+
+    @property
+    def first(self) -> int:
+        """Index in a window of the first token whose prediction counts."""
+        half = self.settings.n_ctx // 2
+        return {"llama": half + 1, "pa": half, "decode": 1}[self.settings.protocol]
+
+    def types(self, ctk: str, ctv: str) -> Types:
+        """How this protocol stores keys and values of the named KV cache types."""
+        return self._type(ctk), self._type(ctv)
+
+    def session(self, types: Types) -> Session:
+        """An empty session for one window."""
+        return Session(self.model, n_ctx=self.settings.n_ctx, ctk=types[0], ctv=types[1])
+
+    def scored(
+        self, session: Session, window: Sequence[int]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Run a window, yielding (targets int [m], logits float32 [n, n_vocab]) piece by piece.
+
+        Row i of the logits predicts target i.  In the last piece m = n - 1: the window's last token
+        predicts nothing that the window holds.
+        """
+        ids = np.asarray(window)
+        for start, logits in session.score(window, self.first - 1):
+            yield ids[start + 1 : start + 1 + len(logits)], logits
+
+    def _type(self, name: str) -> CacheType:
+        kind = CacheType.of(kv_format(name))
+        if self.settings.protocol != "pa":
+            return kind
+        # one page over the first half, every later token exact
+        half = self.settings.n_ctx // 2
+        stored = kind.format
+        if stored.page_tokens is not None:
+            if half % 32:
+                raise InputError(
+                    f"context {self.settings.n_ctx}: {name} needs a multiple of 64 for protocol pa"
+                )
+            stored = replace(stored, page_tokens=half)
+        return CacheType(stored, half, F32)
+
+    def _cut(self, text: str) -> list[list[int]]:
+        size = self.settings.n_ctx
+        if self.settings.protocol == "pa":
+            lines = [line for line in text.splitlines(keepends=True) if line.strip()]
+            tokens = self.model.tokenizer.encode("\n\n".join(lines)[:PA_CHARACTERS])
+            starts = range(0, len(tokens) - size + 1, size // 2)
+        else:
+            tokens = self.model.tokenizer.encode(text, add_special=True)
+            starts = range(0, len(tokens) - size + 1, size)
+        if not starts:
+            raise InputError(
+                f"the text has {len(tokens)} tokens: fewer than one window of {size}; "
+                "use a longer text or a smaller -c"
+            )
+        windows = [tokens[start : start + size] for start in starts[: self.settings.chunks]]
+        if self.bos_per_window:
+            bos = self.model.tokenizer.bos
+            assert bos is not None
+            windows = [[bos, *window[1:]] for window in windows]
+        return windows
+
+
+def bits_per_value(model: Model, types: Types) -> tuple[float, float]:
+    """Bits per value of packed keys and values, metadata and padding included."""
+    attention = [layer.attention for layer in model.spec.layers]
+    widths = [(a.head_dim, a.head_dim * a.kv_heads) for a in attention]
+    values = sum(width for _, width in widths)
+    k, v = (sum(t.bits_per_value(dim) * width for dim, width in widths) / values for t in types)
+    return k, v
