@@ -45,8 +45,13 @@ class Sampler:
         self._random = np.random.default_rng(spec.seed)
 
     def sample(self, logits: np.ndarray, history: Sequence[int]) -> int:
-        """The next token after `history`, from logits float32 [n_vocab]."""
+        """The next token after `history`, from logits float32 [n_vocab].
+
+        Raises InputError if the largest logit is not finite: any choice would be noise.
+        """
         spec = self.spec
+        if not np.isfinite(logits.max()):
+            raise InputError("the model's logits are not finite: its file is damaged")
         if spec.repeat_penalty != 1.0:
             logits = _penalized(logits, history[-PENALTY_WINDOW:], spec.repeat_penalty)
         if spec.temp == 0:
@@ -54,7 +59,8 @@ class Sampler:
         ids, kept = _top_k(logits, spec.top_k)
         keep = _top_p(kept, spec.top_p) & _min_p(kept, spec.min_p)
         ids, kept = ids[keep], kept[keep]
-        return int(self._random.choice(ids, p=_softmax(kept / spec.temp)))
+        # relative to the largest, which no temperature can make overflow
+        return int(self._random.choice(ids, p=_softmax((kept - kept.max()) / spec.temp)))
 
 
 def _check(name: str, value: object, good: bool, allowed: str) -> None:
@@ -65,7 +71,7 @@ def _check(name: str, value: object, good: bool, allowed: str) -> None:
 def _penalized(logits: np.ndarray, recent: Sequence[int], penalty: float) -> np.ndarray:
     """Keskar et al. 2019: push the logits of recent tokens toward and below zero."""
     seen = np.unique(np.asarray(recent, np.int64))
-    logits = logits.copy()
+    logits = logits.astype(np.float64)  # a copy, in which no penalty overflows
     values = logits[seen]
     logits[seen] = np.where(values > 0, values / penalty, values * penalty)
     return logits

@@ -27,8 +27,8 @@ ORACLES = Path(__file__).parents[1] / "fixtures" / "oracle"
 TYPES = [*KV_FORMATS, "int3nsep:32"]
 # Of the largest logit.  Chunks of different sizes add products in different orders, which moves
 # keys and values by a millionth; where one crosses a rounding edge its stored form moves by a whole
-# step.  Over 300 runs that came to 1e-6 without such a step, to 1e-4 with a bf16 or 8-bit one and to
-# 2e-3 with a 3-bit one.  Reading the wrong form of pages moves logits by 2e-2 to 2e-1.
+# step.  Over 300 runs that came to 1e-6 without such a step, to 1e-4 with a bf16 or 8-bit one and
+# to 2e-3 with a 3-bit one.  Reading the wrong form of pages moves logits by 2e-2 to 2e-1.
 TOLERANCE = 5e-3
 
 
