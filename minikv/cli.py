@@ -22,15 +22,17 @@ app = typer.Typer(
     name="minikv", rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False
 )
 
-_KV_TYPES = "f32, f16, bf16, q8_0, q4_0, int3nsep[:PAGE]"
-
 ModelOption = Annotated[
     str, typer.Option("-m", "--model", help="Alias, path or hf:org/repo[:file]; see minikv pull.")
 ]
 CtkOption = Annotated[
     str,
     typer.Option(
-        "-ctk", "--ctk", "--cache-type-k", metavar="TYPE", help=f"How keys are stored: {_KV_TYPES}."
+        "-ctk",
+        "--ctk",
+        "--cache-type-k",
+        metavar="TYPE",
+        help="How keys are stored, such as q8_0 or int3nsep; minikv info lists all types.",
     ),
 ]
 CtvOption = Annotated[
