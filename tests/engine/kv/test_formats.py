@@ -29,21 +29,30 @@ def tokens_of(kind: KVFormat) -> int:
     return kind.page_tokens or 32
 
 
+def quantizable(kind: TokenFormat) -> bool:
+    """Whether `gguf.quants` can encode the type, and so is its oracle."""
+    try:
+        quants.quantize(
+            np.zeros((1, kind.block), np.float32), gguf.GGMLQuantizationType[kind.name.upper()]
+        )
+    except (KeyError, NotImplementedError):
+        return False
+    return True
+
+
 @pytest.mark.parametrize("dim", HEAD_DIMS)
-@named(TOKEN_FORMATS)
+@named([f for f in TOKEN_FORMATS if quantizable(f)])
 def test_bytes_are_those_of_ggml(kind: TokenFormat, dim: int) -> None:
+    ggml = gguf.GGMLQuantizationType[kind.name.upper()]
     for name, x in pages(32, dim).items():
         if kind.name == "f16" and name == "huge":
             x = x.clip(-60000, 60000)
         padded = np.zeros((32, -(-dim // kind.block) * kind.block), np.float32)
         padded[:, :dim] = x
-        want = quants.quantize(padded, gguf.GGMLQuantizationType[kind.name.upper()])
-        got = kind.encode(x, "k")
+        want, got = quants.quantize(padded, ggml), kind.encode(x, "k")
         np.testing.assert_array_equal(got, want.view(np.uint8).reshape(-1), err_msg=name)
-        decoded = quants.dequantize(want, gguf.GGMLQuantizationType[kind.name.upper()])
-        np.testing.assert_array_equal(
-            kind.decode(got, dim, "k"), decoded[:, :dim].astype(np.float32), err_msg=name
-        )
+        decoded = quants.dequantize(want, ggml)[:, :dim].astype(np.float32)
+        np.testing.assert_array_equal(kind.decode(got, dim, "k"), decoded, err_msg=name)
 
 
 @pytest.mark.parametrize("dim", [64, 72])
@@ -60,7 +69,8 @@ def test_round_trip_stays_within_the_types_bound(kind: TokenFormat, dim: int) ->
             # integers of b bits cover -2^(b-1) .. 2^(b-1) - 1 steps: a step is at most the largest
             # magnitude by 2^(b-1) - 1, and a clipped value may be off by a whole one
             bits = int(8 * kind.block_nbytes / kind.block)
-            bound = bound * (1 / (2 ** (bits - 1) - 1) + 2.0**-11)
+            # and the scale itself, and an offset, are rounded to half precision
+            bound = bound * (1 / (2 ** (bits - 1) - 1) + 4 * 2.0**-11)
         # steps and halves below the normal range are multiples of 2^-24, levels times half of that
         smallest = 0 if kind.name in ("f32", "bf16") else 128 * 2.0**-25
         error = np.abs(kind.decode(kind.encode(x, "k"), dim, "k") - x)
