@@ -11,7 +11,8 @@ from typing import Any
 
 from engine import InputError, Model
 from minikv.run import ModelChoice
-from tools.ppl import Perplexity, Score, Settings, files_sha256
+from tools.ppl import Perplexity, Score, files_sha256
+from tools.windows import Settings
 
 _MAX_TEXT = 256 << 20  # bytes, so that an endless file is refused
 

@@ -11,7 +11,8 @@ from command import Run, runner
 from tiny_model import write_tiny_model
 
 from engine import load_model
-from tools.ppl import Perplexity, Settings
+from tools.ppl import Perplexity
+from tools.windows import Settings
 
 
 @pytest.fixture
