@@ -15,7 +15,6 @@ from engine.model.spec import AttentionSpec, LayerSpec, ModelSpec, RopeSpec
 from engine.model.weights import Weights, bind
 from engine.ops import Array, Ops, Weight
 
-
 ROPE_POSITIONS = 2048  # in the first rotation tables
 
 

@@ -7,6 +7,12 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from engine.errors import InputError
+from engine.gguf_file import open_gguf
 
 CODES = {"u32": 4, "f32": 6, "bool": 7, "str": 8, "array": 9, "u64": 10}
 
@@ -67,3 +73,12 @@ def gguf_bytes(
     )
     head += b"".join(pairs) + b"".join(row.encode() for row in rows)
     return head + bytes(-len(head) % alignment) + data
+
+
+def refusal(path: Path) -> str:
+    """The message with which `path` is refused, checked to be one line that names its folder."""
+    with pytest.raises(InputError) as caught:
+        open_gguf(path)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1 and str(path.parent) in message
+    return message
