@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from gguf_maker import Row, gguf_bytes, pair, refusal, text, u32
 
+from engine.errors import InputError
 from engine.gguf_file import open_gguf
 
 
