@@ -15,7 +15,8 @@ from engine.model.load import Model
 from tools.likelihood import divergence
 from tools.windows import Settings, Windows, bits_per_value
 
-Pieces = Iterable[tuple[np.ndarray, np.ndarray]]  # as `Windows.scored` yields them
+# (targets, the reference's logits, the candidate's), piece by piece as `Windows.scored` yields them
+Pieces = Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,10 @@ class Tokens:
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
-def compare(base: Pieces, candidate: Pieces, first: int) -> Tokens:
-    """Compare the logits of one window piece by piece; `first` is its first scored token."""
+def compare(pieces: Pieces, first: int) -> Tokens:
+    """Compare two runs of one window, whose first scored token is `first`."""
     rows = []
-    for (targets, base_logits), (_, logits) in zip(base, candidate, strict=True):
+    for targets, base_logits, logits in pieces:
         for p, q, target in zip(base_logits, logits, targets, strict=False):
             kld, nll_base, nll = divergence(p, q, target)
             rows.append((first + len(rows), nll, nll_base, kld, p.argmax() == q.argmax()))
@@ -73,15 +74,18 @@ class Divergence:
 
     def __iter__(self) -> Iterator[Tokens]:
         done: list[Tokens] = []
-        windows = self.windows
-        for window in windows.tokens:
-            base, candidate = (
-                windows.scored(windows.session(types), window)
-                for types in (self._base_types, self.types)
-            )
-            done.append(compare(base, candidate, windows.first))
+        for window in self.windows.tokens:
+            done.append(compare(self._side_by_side(window), self.windows.first))
             yield Tokens.join(done)
 
     def bits(self) -> tuple[float, float]:
         """Bits per value of the candidate's packed keys and values."""
         return bits_per_value(self.windows.model, self.types)
+
+    def _side_by_side(self, window: list[int]) -> Pieces:
+        base, candidate = (
+            self.windows.scored(self.windows.session(types), window)
+            for types in (self._base_types, self.types)
+        )
+        for (targets, base_logits), (_, logits) in zip(base, candidate, strict=True):
+            yield targets, base_logits, logits

@@ -48,6 +48,23 @@ class Statistics:
         """Likewise for the difference of the token's probability."""
         return float(np.percentile(self.tokens.p_diff, percent))
 
+    def values(self) -> dict[str, float | None]:
+        """The figures as JSON values; None for the error that a single token cannot have."""
+        estimates = {
+            "ppl": self.ppl,
+            "ppl_base": self.ppl_base,
+            "ln_ppl_ratio": self.log_ratio,
+            "delta_ppl": self.difference,
+            "mean_kld": self.mean_kld,
+            "rms_p_diff": self.rms_p_diff,
+            "same_top": self.same_top,
+        }
+        found: dict[str, float | None] = {}
+        for name, e in estimates.items():
+            found |= {name: e.value, f"{name}_stderr": None if math.isnan(e.error) else e.error}
+        percentiles = {"median_kld": 50, "kld_99": 99, "kld_999": 99.9, "max_kld": 100}
+        return found | {name: self.kld(percent) for name, percent in percentiles.items()}
+
 
 _KLD_LINES = (
     ("Maximum", 100), ("99.9%  ", 99.9), ("99.0%  ", 99), ("95.0%  ", 95), ("90.0%  ", 90),

@@ -1,0 +1,195 @@
+"""A grid of key types by value types: every pair measured on the same tokens with one model load.
+
+Cells are independent, and on disk the moment they are finished; a sweep that was stopped, by
+whatever means, goes on with the cells that are missing.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from engine.errors import InputError
+from engine.model.load import Model
+from engine.session import CHUNK
+from tools.kld import Pieces, Tokens, compare
+from tools.kld_report import Statistics
+from tools.likelihood import negative_log_likelihood
+from tools.ppl import Score
+from tools.results import Cell, Pair, Results
+from tools.speed import side_bytes, tokens_per_second
+from tools.windows import Settings, Types, Windows, bits_per_value
+
+METRICS = ("ppl", "kld", "bytes", "speed")
+MAX_STATES = 4 << 30  # bytes of the reference run's hidden states
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Which pairs, and what of each.  `base` is the reference pair, always a cell itself."""
+
+    ctk: tuple[str, ...]
+    ctv: tuple[str, ...]
+    base: Pair = ("f16", "f16")
+    metrics: tuple[str, ...] = METRICS
+
+    def __post_init__(self) -> None:
+        for what, names in (("key types", self.ctk), ("value types", self.ctv)):
+            if not names:
+                raise InputError(f"no {what}: the grid has no cells")
+        if not self.metrics:
+            raise InputError(f"no metrics: choose from {', '.join(METRICS)}")
+        for name in self.metrics:
+            if name not in METRICS:
+                raise InputError(f"{name}: not a metric. Choose from: {', '.join(METRICS)}")
+
+    def pairs(self, seed: int) -> list[Pair]:
+        """All cells, in an order that `seed` decides: an unfinished grid has no bias."""
+        pairs = sorted({self.base, *product(self.ctk, self.ctv)})
+        random.Random(seed).shuffle(pairs)
+        return pairs
+
+
+class Reference:
+    """The reference run of each window, kept as hidden states from which logits follow at will.
+
+    States are [scored tokens, n_embd]: a hundredth of the logits, which come out bit for bit as the
+    reference's own session gives them because they are computed from the same pieces.
+    """
+
+    def __init__(self, windows: Windows, types: Types) -> None:
+        scored = windows.settings.n_ctx - windows.first + 1
+        nbytes = len(windows.tokens) * scored * windows.model.spec.n_embd * 4
+        if nbytes > MAX_STATES:
+            raise InputError(
+                f"{len(windows.tokens)} windows: the reference run would take {nbytes >> 20} MiB "
+                f"of memory, {MAX_STATES >> 20} at most; use fewer --chunks"
+            )
+        self._windows, self._types = windows, types
+        self._states: dict[int, np.ndarray] = {}
+
+    def beside(self, index: int, candidate: Iterator[tuple[np.ndarray, np.ndarray]]) -> Pieces:
+        """The pieces of a candidate's run of window `index` with the reference's logits."""
+        if index not in self._states:
+            self._states[index] = self._run(self._windows.tokens[index])
+        model, states, start = self._windows.model, self._states[index], 0
+        for targets, logits in candidate:
+            piece = states[start : start + len(logits)]
+            start += len(logits)
+            yield targets, model.logits(model.ops.asarray(piece)), logits
+
+    def _run(self, window: Sequence[int]) -> np.ndarray:
+        model = self._windows.model
+        cache = model.new_cache(self._types, len(window))
+        chunks = []
+        for start in range(0, len(window), CHUNK):
+            ids = np.asarray(window[start : start + CHUNK], np.int32)
+            chunks.append(model.ops.to_host(model.forward(ids, cache)))
+        return np.concatenate(chunks)[self._windows.first - 1 :].copy()
+
+
+class Sweep:
+    """A grid on one model and text.
+
+    Raises InputError for names, sizes or types that no cell could be measured with.
+    """
+
+    def __init__(self, model: Model, text: str, settings: Settings, grid: Grid) -> None:
+        self.model, self.grid = model, grid
+        self.windows = Windows(model, text, settings)
+        for name in {*grid.base, *grid.ctk, *grid.ctv}:
+            # refuses what the backend cannot store, and contexts beyond the model's
+            self.windows.session(self.windows.types(name, name))
+        self._reference = Reference(self.windows, self.windows.types(*grid.base))
+        self._side_bytes: dict[str, tuple[int, int]] = {}
+
+    def identity(self) -> dict[str, Any]:
+        """What all cells of one results file have in common, beside the model and the text."""
+        settings = self.windows.settings
+        return {
+            "protocol": settings.protocol,
+            "n_ctx": settings.n_ctx,
+            "windows": len(self.windows.tokens),
+            "bos_per_window": self.windows.bos_per_window,
+            "base": list(self.grid.base),
+            "metrics": sorted(self.grid.metrics),
+            "backend": self.model.ops.name,
+        }
+
+    def pending(self, results: Results, seed: int) -> list[Pair]:
+        """The cells that `results` lacks, in order."""
+        done = results.done()
+        return [pair for pair in self.grid.pairs(seed) if pair not in done]
+
+    def run(self, results: Results, pending: Sequence[Pair]) -> Iterator[tuple[Pair, Cell | str]]:
+        """Measure the cells one by one into `results`; yields each, or the line on its failure."""
+        for pair in pending:
+            if pair in results.done():
+                continue  # another process has been here
+            try:
+                outcome = self.measure(pair)
+            except Exception as error:
+                outcome = _told(error)
+                results.put_error(pair, outcome)
+            else:
+                results.put(outcome)
+            yield pair, outcome
+
+    def measure(self, pair: Pair) -> Cell:
+        """One cell.  `seconds` is what all its measurements took."""
+        start = time.perf_counter()
+        metrics, types = self.grid.metrics, self.windows.types(*pair)
+        bits_k, bits_v = bits_per_value(self.model, types)
+        values: dict[str, Any] = {"bits_k": bits_k, "bits_v": bits_v}
+        nll = np.zeros(0)
+        if "kld" in metrics:
+            tokens = self._compared(types)
+            values |= Statistics(tokens).values()
+            nll = tokens.nll
+        elif "ppl" in metrics:
+            nll, values["ppl"], values["ppl_stderr"] = self._scored(types)
+        if not np.isfinite(nll).all():
+            raise InputError("the model's logits are not finite")
+        if "bytes" in metrics:
+            values["kv_bytes"] = self._bytes(pair[0])[0] + self._bytes(pair[1])[1]
+        if "speed" in metrics:
+            speed = tokens_per_second(self.model, self.windows.tokens[0], *pair)
+            values["prefill_tps"], values["decode_tps"] = speed
+        values |= {"tokens": len(nll), "seconds": time.perf_counter() - start}
+        return Cell(pair, values, nll)
+
+    def _compared(self, types: Types) -> Tokens:
+        parts = []
+        for index, window in enumerate(self.windows.tokens):
+            candidate = self.windows.scored(self.windows.session(types), window)
+            parts.append(compare(self._reference.beside(index, candidate), self.windows.first))
+        return Tokens.join(parts)
+
+    def _scored(self, types: Types) -> tuple[np.ndarray, float, float | None]:
+        parts = [
+            negative_log_likelihood(logits, targets)
+            for window in self.windows.tokens
+            for targets, logits in self.windows.scored(self.windows.session(types), window)
+        ]
+        score = Score(tuple(parts))
+        error = score.ppl_stderr
+        return np.concatenate(parts), score.ppl, None if math.isnan(error) else error
+
+    def _bytes(self, name: str) -> tuple[int, int]:
+        """Of keys and of values, which do not depend on each other: once per type is enough."""
+        if name not in self._side_bytes:
+            self._side_bytes[name] = side_bytes(self.model, self.windows.tokens[0], name)
+        return self._side_bytes[name]
+
+
+def _told(error: Exception) -> str:
+    """A failure in one line."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"
