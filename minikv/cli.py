@@ -14,6 +14,15 @@ import typer
 
 from engine.errors import InputError
 from minikv import __version__
+from minikv.options import (
+    BackendOption,
+    CtkOption,
+    CtvOption,
+    JsonOption,
+    ModelOption,
+    ThreadsOption,
+)
+from minikv.recall import app as recall
 from minikv.sources import DEFAULT
 from minikv.text import one_line
 
@@ -21,31 +30,7 @@ from minikv.text import one_line
 app = typer.Typer(
     name="minikv", rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False
 )
-
-ModelOption = Annotated[
-    str, typer.Option("-m", "--model", help="Alias, path or hf:org/repo[:file]; see minikv pull.")
-]
-CtkOption = Annotated[
-    str,
-    typer.Option(
-        "-ctk",
-        "--ctk",
-        "--cache-type-k",
-        metavar="TYPE",
-        help="How keys are stored, such as q8_0 or int3nsep; minikv info lists all types.",
-    ),
-]
-CtvOption = Annotated[
-    str,
-    typer.Option(
-        "-ctv", "--ctv", "--cache-type-v", metavar="TYPE", help="How values are stored, likewise."
-    ),
-]
-ThreadsOption = Annotated[
-    int | None, typer.Option("-t", "--threads", help="Threads.  [default: one per core]")
-]
-BackendOption = Annotated[str, typer.Option(help="cpu, or reference: slow, plain NumPy.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, at the end.")]
+app.add_typer(recall, name="recall")
 
 
 def main() -> NoReturn:
@@ -250,7 +235,7 @@ def _ppl(
     """Measure the perplexity of a text through the packed cache."""
     from minikv.ppl import ppl
     from minikv.run import ModelChoice
-    from tools.ppl import Settings
+    from tools.windows import Settings
 
     choice = ModelChoice(model, ctk, ctv, n_ctx, threads, backend)
     ppl(choice, file, Settings(protocol, n_ctx, chunks, ctk, ctv, bos_per_window), as_json)

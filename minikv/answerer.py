@@ -1,0 +1,95 @@
+"""A model in this process that answers one user message after another, for the recall tools."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine import InputError, Sampler, SamplerSpec
+from engine.kv.cache import CacheType
+from engine.kv.formats import kv_format
+from minikv.generate import Generation
+from minikv.run import ModelChoice
+from minikv.templates import encode_chat
+from tools.ppl import files_sha256
+from tools.recall.answer import Answer, NoAnswer
+from tools.recall.prompt import EMPTY_THINK
+from tools.windows import bits_per_value
+
+
+class EngineAnswerer:
+    """Greedy answers of at most `limit` tokens, all through one session.
+
+    Messages that begin alike are read once: the session keeps the keys and values they share.  A
+    model without a chat template continues the message as text.  With `prefill_no_think` the answer
+    begins after an empty think block.
+    """
+
+    def __init__(self, choice: ModelChoice, limit: int, prefill_no_think: bool) -> None:
+        self._choice, self._limit, self._no_think = choice, limit, prefill_no_think
+        self._model = choice.load()
+        self._session = choice.session(self._model)
+        self._completes = self._model.tokenizer.chat_template is None
+
+        self.about = self._describe()
+
+    def _describe(self) -> dict[str, Any]:
+        choice = self._choice
+        k, v = (CacheType.of(kv_format(name)) for name in (choice.ctk, choice.ctv))
+        bits_k, bits_v = bits_per_value(self._model, (k, v))
+        return {
+            "model": choice.model,
+            "model_sha256": files_sha256(self._model.checkpoint.paths),
+            "ctk": choice.ctk,
+            "ctv": choice.ctv,
+            "bits_k": round(bits_k, 4),
+            "bits_v": round(bits_v, 4),
+            "backend": choice.backend,
+            "chat_template": not self._completes,
+            "max_tokens": self._limit,
+            "temperature": 0,
+            "prefill_no_think": self._no_think,
+        }
+
+    def check(self, message: str) -> int:
+        """The tokens of `message`.  Raises InputError when the context does not hold them."""
+        n, n_ctx = len(self._encode(message)), self._session.n_ctx
+        if n >= n_ctx:
+            raise InputError(
+                f"the corpus with its task has {n} tokens, the context only {n_ctx}; "
+                "take a shorter corpus or raise -c"
+            )
+        return n
+
+    def __call__(self, message: str) -> Answer:
+        ids, n_ctx = self._encode(message), self._session.n_ctx
+        if len(ids) > n_ctx:
+            raise NoAnswer(f"the prompt has {len(ids)} tokens, the context only {n_ctx}")
+        generation = Generation(
+            self._session,
+            self._model.tokenizer,
+            ids,
+            Sampler(SamplerSpec(temp=0)),
+            limit=self._limit,
+            continues=self._completes,
+        )
+        for _ in generation:
+            pass
+        if generation.finish == "context":
+            n = len(generation.tokens)
+            raise NoAnswer(f"the context of {n_ctx} tokens is full after {n} of the answer")
+        return Answer(
+            generation.text,
+            generation.finish,
+            tokens=len(generation.tokens),
+            prompt_tokens=len(ids),
+            cached_tokens=generation.cached_tokens,
+            seconds=round(generation.prompt_seconds + generation.decode_seconds, 3),
+        )
+
+    def _encode(self, message: str) -> list[int]:
+        tokenizer = self._model.tokenizer
+        if self._completes:
+            ids = tokenizer.encode(message, add_special=True)
+        else:
+            ids = encode_chat(tokenizer, [{"role": "user", "content": message}])
+        return ids + (tokenizer.encode(EMPTY_THINK, parse_special=True) if self._no_think else [])

@@ -1,0 +1,32 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+ModelOption = Annotated[
+    str, typer.Option("-m", "--model", help="Alias, path or hf:org/repo[:file]; see minikv pull.")
+]
+CtkOption = Annotated[
+    str,
+    typer.Option(
+        "-ctk",
+        "--ctk",
+        "--cache-type-k",
+        metavar="TYPE",
+        help="How keys are stored, such as q8_0 or int3nsep; minikv info lists all types.",
+    ),
+]
+CtvOption = Annotated[
+    str,
+    typer.Option(
+        "-ctv", "--ctv", "--cache-type-v", metavar="TYPE", help="How values are stored, likewise."
+    ),
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option("-t", "--threads", help="Threads.  [default: one per core]")
+]
+BackendOption = Annotated[str, typer.Option(help="cpu, or reference: slow, plain NumPy.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, at the end.")]
