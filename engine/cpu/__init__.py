@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-import numba
 import numpy as np
 from threadpoolctl import threadpool_limits
 
@@ -14,6 +13,7 @@ from engine.cpu import attention, elementwise
 from engine.cpu.kv_encode import ENCODERS, first_beyond, write_rows
 from engine.cpu.kv_verbs import supported
 from engine.cpu.matrix import Matrix, matrix, multiply, rows_of
+from engine.cpu.team import Team
 from engine.errors import InputError
 from engine.kv.cache import CacheType, LayerCache, SideCache
 from engine.ops import HostOps, not_finite
@@ -34,14 +34,9 @@ class CpuOps(HostOps):
         if not 1 <= threads <= cores:
             raise InputError(f"{threads} threads: this machine can run 1 to {cores}")
         self.threads = threads
-        self._pool = ThreadPoolExecutor(threads)
+        self._team, self._pool = Team(threads), ThreadPoolExecutor(threads)
         # tiles of a product are spread over our own threads, each multiplied by one
         threadpool_limits(1, user_api="blas")
-
-    def _use_threads(self) -> None:
-        """Numba's number of threads belongs to the calling thread, and other backends may have set
-        it: with more of them than ours, kernels would run past the scratch they are given."""
-        numba.set_num_threads(min(self.threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
 
     def upload(self, tensor: Tensor) -> Matrix | np.ndarray:
         return matrix(tensor) if len(tensor.shape) == 2 else dequantize(tensor)
@@ -53,8 +48,7 @@ class CpuOps(HostOps):
         return rows_of(weight, ids.astype(np.int64))
 
     def linear(self, weight: Matrix, x: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
-        self._use_threads()
-        y = multiply(weight, x, self._pool, self.threads)
+        y = multiply(weight, x, self._pool, self._team)
         if bias is not None:
             y += bias
         return y
@@ -73,11 +67,9 @@ class CpuOps(HostOps):
             elementwise.rope_(x, table, position, 1, 2)
 
     def glu(self, gate: np.ndarray, up: np.ndarray, act: str) -> np.ndarray:
-        self._use_threads()
         x, y = elementwise.lanes(gate), elementwise.lanes(up)
         out = np.empty_like(x)
-        run = elementwise.glu if out.size < elementwise.SMALL else elementwise.glu_parallel
-        run(x, y, out, act == "gelu_tanh")
+        elementwise.glu(x, y, out, act == "gelu_tanh", self._team)
         return out[: gate.size].reshape(gate.shape)
 
     def append(self, layer: LayerCache, k: np.ndarray, v: np.ndarray) -> None:
@@ -89,8 +81,7 @@ class CpuOps(HostOps):
         layer.advance(k.shape[0])
 
     def attend(self, q: np.ndarray, layer: LayerCache, scale: float, softcap: float) -> np.ndarray:
-        self._use_threads()
-        return attention.attend(q, layer, scale, softcap, self.threads)
+        return attention.attend(q, layer, scale, softcap, self._team)
 
 
 def _write(side: SideCache, x: np.ndarray) -> None:

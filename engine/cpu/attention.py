@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
-from numba.np.ufunc.parallel import get_thread_id
 
-from engine.cpu.jit import call, kernel, parallel
+from engine.cpu.jit import Verb, call, kernel
 from engine.cpu.kv_verbs import page_verbs, scratch_nbytes, width
 from engine.cpu.simd import (
-    address_of,
     f32x16,
     load,
     load_f32,
+    load_i64,
     maximum,
     reduce_add,
     reduce_max,
@@ -29,37 +27,40 @@ from engine.cpu.simd import (
     store_f32,
     zeros,
 )
+from engine.cpu.team import Team
 from engine.cpu.vmath import vexp, vtanh
 from engine.kv.cache import LayerCache, SideCache
 
-QUERY_ROWS = (
-    48  # query rows of an item: enough to pay for unpacking a page, few enough to stay in L2
-)
+# Query rows of an item: enough to pay for unpacking a page, few enough to stay in L2.
+QUERY_ROWS = 48
 PART = 1024  # tokens of an item when there is a single query
 _MASKED = np.float32(-1e30)
 
-# Fields of the plan, an int64 array; a side's fields follow its base.
+# The plan of one call, int64 words: shapes, addresses, then the fields of either side.
 _HEADS, _KV_HEADS, _DIM, _TOKENS, _CACHED, _WINDOW, _SPAN, _BLOCK, _PARTS, _PART = range(10)
-_K, _V = 16, 32
-_PAGE, _SEALED, _VERB, _NBYTES, _PARAMETER, _OPEN_VERB, _OPEN_NBYTES, _OPEN_PARAMETER = (
-    0, 1, 2, 3, 4, 7, 8, 9,
+_QUERIES, _OUT, _FACTORS, _PARTIAL, _PARTIAL_NBYTES, _SCRATCH, _SCRATCH_NBYTES = range(10, 17)
+_K, _V, _WORDS = 17, 30, 43
+_PAGE, _TABLE, _SEALED, _VERB, _NBYTES, _PARAMETER, _OPEN_VERB, _OPEN_NBYTES, _OPEN_PARAMETER = (
+    0, 1, 2, 3, 4, 5, 8, 9, 10,
 )  # fmt: skip
 
 
 @kernel
-def _run_verb(plan, side, table, index, head, a, stride, rows, out, scratch):
+def _get(plan, field):
+    return load_i64(plan + 8 * field)
+
+
+@kernel
+def _run_verb(plan, side, index, head, a, stride, rows, out, scratch):
     """The side's verb on page `index` of KV head `head`, for as many tokens as the page holds."""
-    size = plan[side + _PAGE]
-    n = min(size, plan[_CACHED] - index * size)
-    verb, nbytes, x = plan[side + _VERB], plan[side + _NBYTES], side + _PARAMETER
-    if index >= plan[side + _SEALED]:
-        verb, nbytes, x = plan[side + _OPEN_VERB], plan[side + _OPEN_NBYTES], side + _OPEN_PARAMETER
-    page = table[index] + head * nbytes
-    dim = plan[_DIM]
-    call(
-        verb,
-        (page, n, a, stride, rows, dim, out, scratch, plan[x], plan[x + 1], plan[x + 2]),
-    )
+    size = _get(plan, side + _PAGE)
+    n = min(size, _get(plan, _CACHED) - index * size)
+    verb, nbytes, x = side + _VERB, side + _NBYTES, side + _PARAMETER
+    if index >= _get(plan, side + _SEALED):
+        verb, nbytes, x = side + _OPEN_VERB, side + _OPEN_NBYTES, side + _OPEN_PARAMETER
+    page = load_i64(_get(plan, side + _TABLE) + 8 * index) + head * _get(plan, nbytes)
+    dim, p, r, s = _get(plan, _DIM), _get(plan, x), _get(plan, x + 1), _get(plan, x + 2)
+    call(_get(plan, verb), (page, n, a, stride, rows, dim, out, scratch, p, r, s))
 
 
 @kernel
@@ -101,33 +102,36 @@ def _clear(target, n):
 
 
 @kernel
-def _gather_queries(q, t0, tokens, head, group, scale, out, wide):
+def _gather_queries(plan, t0, tokens, head, out):
     """Rows (t, g) of the block's queries, scaled, zeros behind head_dim."""
-    dim = q.shape[2]
+    heads, dim = _get(plan, _HEADS), _get(plan, _DIM)
+    group, wide = heads // _get(plan, _KV_HEADS), width(dim)
+    scale = load_f32(_get(plan, _FACTORS))
     for t in range(tokens):
         for g in range(group):
+            source = _get(plan, _QUERIES) + 4 * ((t0 + t) * heads + head * group + g) * dim
             row = out + 4 * (t * group + g) * wide
             for d in range(dim):
-                store_f32(row + 4 * d, q[t0 + t, head * group + g, d] * scale)
+                store_f32(row + 4 * d, load_f32(source + 4 * d) * scale)
             for d in range(dim, wide):
                 store_f32(row + 4 * d, np.float32(0))
 
 
 @kernel
-def _attend_item(plan, tables, q, scale, softcap, head, t0, tokens, start, stop, acc, scratch):
+def _attend_block(plan, head, t0, tokens, start, stop, acc, scratch):
     """Queries t0..t0+tokens of one KV head over the cached tokens start..stop.
 
     Leaves unnormalized sums float32 [rows, width] at `acc`, then (maximum, sum) per row.
     """
-    k_table, v_table = tables
-    group = plan[_HEADS] // plan[_KV_HEADS]
-    wide, span, rows = width(plan[_DIM]), plan[_SPAN], tokens * group
-    window, position = plan[_WINDOW], plan[_CACHED] - plan[_TOKENS] + t0
+    group = _get(plan, _HEADS) // _get(plan, _KV_HEADS)
+    wide, span, rows = width(_get(plan, _DIM)), _get(plan, _SPAN), tokens * group
+    window, position = _get(plan, _WINDOW), _get(plan, _CACHED) - _get(plan, _TOKENS) + t0
+    softcap = load_f32(_get(plan, _FACTORS) + 4)
     queries = scratch
     scores = queries + 4 * rows * wide
     rest = scores + 4 * rows * span
     states = acc + 4 * rows * wide
-    _gather_queries(q, t0, tokens, head, group, scale, queries, wide)
+    _gather_queries(plan, t0, tokens, head, queries)
     _clear(acc, rows * wide)
     for i in range(rows):
         store_f32(states + 8 * i, _MASKED)
@@ -136,10 +140,10 @@ def _attend_item(plan, tables, q, scale, softcap, head, t0, tokens, start, stop,
         s1 = min(s0 + span, stop)
         # pages in front of every query's window are skipped: they may have been evicted
         first = s0 if window == 0 else max(s0, position - window + 1)
-        size = plan[_K + _PAGE]
+        size = _get(plan, _K + _PAGE)
         for page in range(first // size, (s1 + size - 1) // size):
             out = scores + 4 * (page * size - s0)
-            _run_verb(plan, _K, k_table, page, head, queries, 4 * span, rows, out, rest)
+            _run_verb(plan, _K, page, head, queries, 4 * span, rows, out, rest)
         for i in range(rows):
             newest = position + i // group
             oldest = s0 if window == 0 else max(s0, newest - window + 1)
@@ -149,71 +153,74 @@ def _attend_item(plan, tables, q, scale, softcap, head, t0, tokens, start, stop,
                 continue
             target = acc + 4 * i * wide
             _softmax_row(row, span, oldest - s0, newest - s0, states + 8 * i, target, wide, softcap)
-        size = plan[_V + _PAGE]
+        size = _get(plan, _V + _PAGE)
         for page in range(first // size, (s1 + size - 1) // size):
             weights = scores + 4 * (page * size - s0)
-            _run_verb(plan, _V, v_table, page, head, weights, 4 * span, rows, acc, rest)
+            _run_verb(plan, _V, page, head, weights, 4 * span, rows, acc, rest)
+
+
+def _attend_item(plan, item, slot):
+    """Item: (KV head, block of queries, part of the tokens); its sums go to its partial."""
+    parts, block = _get(plan, _PARTS), _get(plan, _BLOCK)
+    tokens, part_tokens = _get(plan, _TOKENS), _get(plan, _PART)
+    unit, part = item // parts, item % parts
+    blocks = (tokens + block - 1) // block
+    t0 = unit % blocks * block
+    count = min(block, tokens - t0)
+    # the block's last query sees no further than itself
+    stop = _get(plan, _CACHED) - tokens + t0 + count
+    start = part * part_tokens
+    if _get(plan, _WINDOW) != 0:
+        start = max(start, stop - count - _get(plan, _WINDOW) + 1)
+    if part < parts - 1:
+        stop = min(stop, (part + 1) * part_tokens)
+    acc = _get(plan, _PARTIAL) + item * _get(plan, _PARTIAL_NBYTES)
+    scratch = _get(plan, _SCRATCH) + slot * _get(plan, _SCRATCH_NBYTES)
+    _attend_block(plan, unit // blocks, t0, count, start, stop, acc, scratch)
 
 
 @kernel
-def _combine(parts, n_parts, stride, row, rows, wide, dim, out):
-    """out [dim] = the softmax-weighted mean of a row over its parts, in order."""
+def _combine_row(n_parts, stride, states, sums, dim, out):
+    """out [dim] = the softmax-weighted mean of one row over its parts, in their order."""
     top = _MASKED
     for p in range(n_parts):
-        top = max(top, load_f32(parts + p * stride + 4 * rows * wide + 8 * row))
+        top = max(top, load_f32(states + p * stride))
     mass = np.float32(0)
     for d in range(dim):
-        out[d] = np.float32(0)
+        store_f32(out + 4 * d, np.float32(0))
     for p in range(n_parts):
-        base = parts + p * stride
-        state = base + 4 * rows * wide + 8 * row
-        factor = np.float32(math.exp(load_f32(state) - top))
-        mass += load_f32(state + 4) * factor
+        factor = np.float32(math.exp(load_f32(states + p * stride) - top))
+        mass += load_f32(states + p * stride + 4) * factor
         for d in range(dim):
-            out[d] += load_f32(base + 4 * (row * wide + d)) * factor
+            value = load_f32(sums + p * stride + 4 * d) * factor
+            store_f32(out + 4 * d, load_f32(out + 4 * d) + value)
     for d in range(dim):
-        out[d] /= mass
+        store_f32(out + 4 * d, load_f32(out + 4 * d) / mass)
 
 
-@parallel
-def _attend(plan, k_table, v_table, q, scale, softcap, out, partial, scratch):
-    """out [T, heads, D]; `partial` float32 [items, words] and `scratch` uint8 [threads, bytes]."""
-    kv_heads, block, parts = plan[_KV_HEADS], plan[_BLOCK], plan[_PARTS]
-    tokens = plan[_TOKENS]
-    group = plan[_HEADS] // kv_heads
+def _combine_item(plan, unit, slot):
+    """Unit: (KV head, block of queries)."""
+    heads, dim, tokens = _get(plan, _HEADS), _get(plan, _DIM), _get(plan, _TOKENS)
+    group, block, wide = heads // _get(plan, _KV_HEADS), _get(plan, _BLOCK), width(dim)
+    parts, stride = _get(plan, _PARTS), _get(plan, _PARTIAL_NBYTES)
     blocks = (tokens + block - 1) // block
-    stride = 4 * partial.shape[1]
-    for item in numba.prange(kv_heads * blocks * parts):
-        head, b, part = item // parts // blocks, item // parts % blocks, item % parts
-        t0 = b * block
-        count = min(block, tokens - t0)
-        # the block's last query sees no further than itself
-        stop = plan[_CACHED] - tokens + t0 + count
-        start = part * plan[_PART]
-        if plan[_WINDOW] != 0:
-            start = max(start, stop - count - plan[_WINDOW] + 1)
-        if part < parts - 1:
-            stop = min(stop, (part + 1) * plan[_PART])
-        mine = address_of(scratch) + get_thread_id() * scratch.shape[1]
-        acc = address_of(partial) + item * stride
-        _attend_item(
-            plan, (k_table, v_table), q, scale, softcap, head, t0, count, start, stop, acc, mine
-        )
-    wide = width(plan[_DIM])
-    for unit in numba.prange(kv_heads * blocks):
-        head, b = unit // blocks, unit % blocks
-        t0 = b * block
-        rows = min(block, tokens - t0) * group
-        base = address_of(partial) + unit * parts * stride
-        for i in range(rows):
-            row = out[t0 + i // group, head * group + i % group]
-            _combine(base, parts, stride, i, rows, wide, plan[_DIM], row)
+    head, t0 = unit // blocks, unit % blocks * block
+    rows = min(block, tokens - t0) * group
+    base = _get(plan, _PARTIAL) + unit * parts * stride
+    for i in range(rows):
+        out = _get(plan, _OUT) + 4 * ((t0 + i // group) * heads + head * group + i % group) * dim
+        states = base + 4 * rows * wide + 8 * i
+        _combine_row(parts, stride, states, base + 4 * i * wide, dim, out)
+
+
+_ATTEND, _COMBINE = Verb(_attend_item), Verb(_combine_item)
 
 
 def attend(
-    q: np.ndarray, layer: LayerCache, scale: float, softcap: float, threads: int
+    q: np.ndarray, layer: LayerCache, scale: float, softcap: float, team: Team
 ) -> np.ndarray:
     """softmax(softcap(q k^T scale)) v for q float32 [T, heads, D], the layer's last T tokens."""
+    q = np.ascontiguousarray(q)
     tokens, heads, dim = q.shape
     kv_heads, n = layer.k.kv_heads, layer.n
     # whole pages of both sides, or at once all that is cached: odd lengths have a vast multiple
@@ -222,23 +229,24 @@ def attend(
     block = min(tokens, max(1, QUERY_ROWS * kv_heads // heads))
     part = -(-PART // span) * span
     parts = -(-n // part) if tokens == 1 else 1
-    plan = np.zeros(48, np.int64)
-    plan[:10] = (
+    rows, wide = block * heads // kv_heads, -(-dim // 32) * 32
+    units = kv_heads * -(-tokens // block)
+    out = np.empty((tokens, heads, dim), np.float32)
+    partial = np.empty((units * parts, rows * (wide + 2)), np.float32)
+    needed = 4 * rows * (wide + span) + scratch_nbytes(rows, dim, max(sizes))
+    # zeroed: padding that a verb reads but never writes must not be a NaN
+    scratch = np.zeros((team.threads, -(-needed // 64) * 64), np.uint8)
+    factors = np.array([scale, softcap], np.float32)
+    plan = np.empty(_WORDS, np.int64)
+    plan[:_K] = (
         heads, kv_heads, dim, tokens, n, layer.window or 0, span, block, parts, part,
+        q.ctypes.data, out.ctypes.data, factors.ctypes.data,
+        partial.ctypes.data, partial.strides[0], scratch.ctypes.data, scratch.shape[1],
     )  # fmt: skip
     _plan_side(plan, _K, layer.k)
     _plan_side(plan, _V, layer.v)
-    rows, wide = block * heads // kv_heads, -(-dim // 32) * 32
-    out = np.empty((tokens, heads, dim), np.float32)
-    items = kv_heads * -(-tokens // block) * parts
-    partial = np.empty((items, rows * (wide + 2)), np.float32)
-    needed = 4 * rows * (wide + span) + scratch_nbytes(rows, dim, max(sizes))
-    # zeroed: padding that a verb reads but never writes must not be a NaN
-    scratch = np.zeros((threads, -(-needed // 64) * 64), np.uint8)
-    _attend(
-        plan, layer.k.table, layer.v.table, q, np.float32(scale), np.float32(softcap), out,
-        partial, scratch,
-    )  # fmt: skip
+    team.run(_ATTEND, plan.ctypes.data, units * parts)
+    team.run(_COMBINE, plan.ctypes.data, units)
     return out
 
 
@@ -247,8 +255,8 @@ def _plan_side(plan: np.ndarray, base: int, side: SideCache) -> None:
     packed = page_verbs(kind.format, kind.page_tokens, side.head_dim)
     opened = page_verbs(kind.open_format, kind.page_tokens, side.head_dim)
     verb = "score" if side.side == "k" else "mix"
-    plan[base : base + 12] = (
-        kind.page_tokens, len(side.pages),
+    plan[base : base + _V - _K] = (
+        kind.page_tokens, side.table.ctypes.data, len(side.pages),
         getattr(packed, verb), packed.head_nbytes, *packed.parameters,
         getattr(opened, verb), opened.head_nbytes, *opened.parameters,
     )  # fmt: skip

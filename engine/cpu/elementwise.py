@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 
-from engine.cpu.jit import kernel, parallel
-from engine.cpu.simd import address_of, f32x16, fma, load, reduce_add, splat, store, zeros
+from engine.cpu.jit import Verb, kernel
+from engine.cpu.simd import address_of, f32x16, fma, load, load_i64, reduce_add, splat, store, zeros
+from engine.cpu.team import Team
 from engine.cpu.vmath import vsigmoid, vtanh
 
-SMALL = 1 << 15  # values: below, waking the other threads costs more than the work
-_BLOCK = 1 << 12  # values of one parallel piece
+_BLOCK = 1 << 12  # values of one item: about 10 microseconds
 
 
 @kernel
@@ -86,17 +85,18 @@ def _glu_block(gate, up, out, start, stop, gelu):
             store(out + 4 * i, _silu(x) * y)
 
 
-@kernel
-def glu(gate, up, out, gelu):
+def _glu_item(arguments, item, slot):
+    n = load_i64(arguments + 24)
+    start, stop = item * _BLOCK, min(n, (item + 1) * _BLOCK)
+    gate, up, out = load_i64(arguments), load_i64(arguments + 8), load_i64(arguments + 16)
+    _glu_block(gate, up, out, start, stop, load_i64(arguments + 32) != 0)
+
+
+_GLU_ITEM = Verb(_glu_item)
+
+
+def glu(gate: np.ndarray, up: np.ndarray, out: np.ndarray, gelu: bool, team: Team) -> None:
     """out = act(gate) * up for flat arrays whose length is a multiple of 16."""
-    _glu_block(address_of(gate), address_of(up), address_of(out), 0, gate.shape[0], gelu)
-
-
-@parallel
-def glu_parallel(gate, up, out, gelu):
-    """`glu` on all threads."""
-    n = gate.shape[0]
-    for block in numba.prange((n + _BLOCK - 1) // _BLOCK):
-        start = block * _BLOCK
-        stop = min(n, start + _BLOCK)
-        _glu_block(address_of(gate), address_of(up), address_of(out), start, stop, gelu)
+    n = gate.size
+    arguments = np.array([gate.ctypes.data, up.ctypes.data, out.ctypes.data, n, gelu], np.int64)
+    team.run(_GLU_ITEM, arguments.ctypes.data, -(-n // _BLOCK))

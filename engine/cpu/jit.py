@@ -34,7 +34,6 @@ _OPTIONS: dict[str, Any] = {
 }
 
 kernel: Any = numba.njit(**_OPTIONS)
-parallel: Any = numba.njit(parallel=True, **_OPTIONS)
 
 
 class Verb:

@@ -15,20 +15,30 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-import numba
 import numpy as np
-from numba.np.ufunc.parallel import get_thread_id
 
 from engine.checkpoint import Tensor
 from engine.cpu.blocks import BLOCK_DECODERS
-from engine.cpu.jit import call, kernel, parallel
+from engine.cpu.jit import Verb, call, kernel
 from engine.cpu.kquants import K_DECODERS
-from engine.cpu.simd import address_of, f32x16, fma, load, load_f32, reduce_add, zeros
+from engine.cpu.simd import (
+    address_of,
+    f32x16,
+    fma,
+    load,
+    load_f32,
+    load_i64,
+    reduce_add,
+    store_f32,
+    zeros,
+)
+from engine.cpu.team import Team
 from engine.reference import dequantize
 
 DECODERS = {**BLOCK_DECODERS, **K_DECODERS}
 FEW = 8  # tokens up to which decoding a row once and multiplying it in place is the faster way
 TILE_BYTES = 1 << 20  # of decoded rows: a tile stays in the second-level cache
+ITEM_VALUES = 1 << 15  # weights of one item: about 10 microseconds
 _LANES = 32  # rows in scratch are padded to this many values
 
 
@@ -74,20 +84,21 @@ def _dot(a, b, n):
     return total
 
 
-@parallel
-def _multiply_few(decoder, weights, row_nbytes, x, y, scratch):
-    """y [T, N] = x [T, K] W^T for few tokens; `scratch` [threads, K padded]."""
-    tokens, columns = x.shape
-    rows = y.shape[1]
-    parts = 4 * scratch.shape[0]
-    share = (rows + parts - 1) // parts
-    x0, stride = address_of(x), 4 * columns
-    for part in numba.prange(parts):
-        row = address_of(scratch) + 4 * get_thread_id() * scratch.shape[1]
-        for r in range(part * share, min(rows, (part + 1) * share)):
-            call(decoder, (weights + r * row_nbytes, row, columns))
-            for t in range(tokens):
-                y[t, r] = _dot(row, x0 + t * stride, columns)
+def _multiply_rows(arguments, item, slot):
+    """Item: a run of rows of y [T, N] = x [T, K] W^T, for few tokens."""
+    decoder, weights = load_i64(arguments), load_i64(arguments + 8)
+    row_nbytes, columns = load_i64(arguments + 16), load_i64(arguments + 24)
+    rows, tokens = load_i64(arguments + 32), load_i64(arguments + 40)
+    x, y = load_i64(arguments + 48), load_i64(arguments + 56)
+    row = load_i64(arguments + 64) + slot * load_i64(arguments + 72)
+    share = load_i64(arguments + 80)
+    for r in range(item * share, min(rows, (item + 1) * share)):
+        call(decoder, (weights + r * row_nbytes, row, columns))
+        for t in range(tokens):
+            store_f32(y + 4 * (t * rows + r), _dot(row, x + 4 * t * columns, columns))
+
+
+_MULTIPLY_ROWS = Verb(_multiply_rows)
 
 
 @kernel
@@ -106,18 +117,31 @@ def rows_of(w: Matrix, ids: np.ndarray) -> np.ndarray:
     return out
 
 
-def multiply(w: Matrix, x: np.ndarray, pool: ThreadPoolExecutor, threads: int) -> np.ndarray:
+def multiply(w: Matrix, x: np.ndarray, pool: ThreadPoolExecutor, team: Team) -> np.ndarray:
     """y float32 [T, rows] = x float32 [T, columns] W^T."""
     x = np.ascontiguousarray(x)
     y = np.empty((x.shape[0], w.rows), np.float32)
     if x.shape[0] <= FEW:
-        scratch = np.empty((threads, -(-w.columns // _LANES) * _LANES), np.float32)
-        _multiply_few(w.decoder, w.address, w.row_nbytes, x, y, scratch)
+        _multiply_few(w, x, y, team)
         return y
     height = max(16, TILE_BYTES // (4 * w.columns) // 16 * 16)
     for _ in pool.map(partial(_multiply_tile, w, x, y, height), range(0, w.rows, height)):
         pass
     return y
+
+
+def _multiply_few(w: Matrix, x: np.ndarray, y: np.ndarray, team: Team) -> None:
+    scratch = np.empty((team.threads, -(-w.columns // _LANES) * _LANES), np.float32)
+    # a fixed share of rows, small enough that the last items end together
+    share = max(1, ITEM_VALUES // w.columns)
+    arguments = np.array(
+        [
+            w.decoder, w.address, w.row_nbytes, w.columns, w.rows, x.shape[0],
+            x.ctypes.data, y.ctypes.data, scratch.ctypes.data, scratch.strides[0], share,
+        ],
+        np.int64,
+    )  # fmt: skip
+    team.run(_MULTIPLY_ROWS, arguments.ctypes.data, -(-w.rows // share))
 
 
 def _multiply_tile(w: Matrix, x: np.ndarray, y: np.ndarray, height: int, start: int) -> None:

@@ -30,6 +30,7 @@ _LLVM: dict[str, Any] = {
     "u16": ir.IntType(16),
     "i32": ir.IntType(32),
     "u32": ir.IntType(32),
+    "i64": ir.IntType(64),
     "f16": ir.HalfType(),
     "f32": ir.FloatType(),
 }
@@ -40,6 +41,7 @@ _SCALAR: dict[str, Any] = {
     "u16": types.uint16,
     "i32": types.int32,
     "u32": types.uint32,
+    "i64": types.int64,
     "f16": types.float32,  # Numba has no half scalar on CPU: loads widen, stores narrow
     "f32": types.float32,
 }
@@ -78,7 +80,7 @@ i32x16, u32x16, f32x16 = Vector("i32", 16), Vector("u32", 16), Vector("f32", 16)
 _I32 = ir.IntType(32)
 
 
-def _pointer(builder: Any, address: Any) -> Any:
+def pointer(builder: Any, address: Any) -> Any:
     # Numba links a compiled callee into its callers after code generation has rewritten the address
     # base + j as a pointer j with an offset; where j is then known to be 0, LLVM would take the
     # access for one through a null pointer and delete the code.  llvmlite does not list the
@@ -100,7 +102,7 @@ def load(typing_context, kind, address):
     vector = kind.instance_type
 
     def emit(context, builder, signature, args):
-        return builder.load(_pointer(builder, args[1]), typ=vector.llvm, align=1)
+        return builder.load(pointer(builder, args[1]), typ=vector.llvm, align=1)
 
     return vector(kind, types.int64), emit
 
@@ -108,7 +110,7 @@ def load(typing_context, kind, address):
 @intrinsic
 def store(typing_context, address, value):
     def emit(context, builder, signature, args):
-        builder.store(args[1], _pointer(builder, args[0]), align=1)
+        builder.store(args[1], pointer(builder, args[0]), align=1)
         return context.get_dummy_value()
 
     return types.void(types.int64, value), emit
@@ -118,7 +120,7 @@ def _scalar_load(element: str) -> Any:
     @intrinsic
     def scalar_load(typing_context, address):
         def emit(context, builder, signature, args):
-            value = builder.load(_pointer(builder, args[0]), typ=_LLVM[element], align=1)
+            value = builder.load(pointer(builder, args[0]), typ=_LLVM[element], align=1)
             return builder.fpext(value, ir.FloatType()) if element == "f16" else value
 
         return _SCALAR[element](types.int64), emit
@@ -127,7 +129,8 @@ def _scalar_load(element: str) -> Any:
 
 
 load_u8, load_i8, load_u16 = _scalar_load("u8"), _scalar_load("i8"), _scalar_load("u16")
-load_u32, load_f16, load_f32 = _scalar_load("u32"), _scalar_load("f16"), _scalar_load("f32")
+load_u32, load_i64 = _scalar_load("u32"), _scalar_load("i64")
+load_f16, load_f32 = _scalar_load("f16"), _scalar_load("f32")
 
 
 def _scalar_store(element: str) -> Any:
@@ -135,7 +138,7 @@ def _scalar_store(element: str) -> Any:
     def scalar_store(typing_context, address, value):
         def emit(context, builder, signature, args):
             stored = builder.fptrunc(args[1], _LLVM["f16"]) if element == "f16" else args[1]
-            builder.store(stored, _pointer(builder, args[0]), align=1)
+            builder.store(stored, pointer(builder, args[0]), align=1)
             return context.get_dummy_value()
 
         return types.void(types.int64, _SCALAR[element]), emit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -44,4 +45,10 @@ def child(*args: object, **options: object) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "minikv", *map(str, args)]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, env=environment, **(pipes | options))  # type: ignore[arg-type]
+    chosen = {"preexec_fn": heed_ctrl_c} | pipes | options
+    return subprocess.Popen(command, env=environment, **chosen)  # type: ignore[arg-type]
+
+
+def heed_ctrl_c() -> None:
+    """In a new process: a shell starts background jobs deaf to Ctrl-C, and tests may be one."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

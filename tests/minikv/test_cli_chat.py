@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from command import ROOT
+from command import ROOT, heed_ctrl_c
 from tiny_model import ANSWER_TEXT, ANSWER_TOKENS, write_tiny_model
 
 from engine import SamplerSpec, load_model
@@ -40,6 +40,7 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
+            preexec_fn=heed_ctrl_c,
             env=environment,
         )
         os.close(slave)

@@ -243,7 +243,7 @@ def _inlined_pairs(source, target):
 
 def test_inlined_access_at_offset_zero_is_not_taken_for_a_null_pointer() -> None:
     # The caller sees the callee as base + j rewritten to a pointer j with an offset.  Without the
-    # attribute in simd._pointer, j = 0 makes it undefined behaviour and this kernel crashes.
+    # attribute in simd.pointer, j = 0 makes it undefined behaviour and this kernel crashes.
     out = np.zeros((8, 2, 2), np.uint8)
     _inlined_pairs(BYTES.ctypes.data, out.ctypes.data)
     low = [(BYTES[j] & 63, BYTES[j + 4] & 63) for j in range(4)]

@@ -1,0 +1,107 @@
+"""A team runs every item once, whoever takes it, and costs nothing while idle."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from engine.cpu.atomics import atomic_add
+from engine.cpu.jit import Verb
+from engine.cpu.simd import load_i64
+from engine.cpu.team import MOST_ITEMS, Team
+
+
+def _count(arguments, item, slot):
+    """Add 1 to the item's word, and to the slot's behind the items' words."""
+    counts, items = load_i64(arguments), load_i64(arguments + 8)
+    atomic_add(counts + 8 * item, 1)
+    atomic_add(counts + 8 * (items + slot), 1)
+
+
+COUNT = Verb(_count)
+
+
+def run_counts(team: Team, items: int, times: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """(runs per item, runs per slot)."""
+    counts = np.zeros(items + team.threads, np.int64)
+    arguments = np.array([counts.ctypes.data, items], np.int64)
+    for _ in range(times):
+        team.run(COUNT, arguments.ctypes.data, items)
+    return counts[:items], counts[items:]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("items", [0, 1, 2, 7, 1000])
+def test_every_item_runs_once_per_launch(threads: int, items: int) -> None:
+    per_item, per_slot = run_counts(Team(threads), items, times=200)
+    assert (per_item == 200).all()
+    assert per_slot.sum() == 200 * items
+
+
+def test_threads_asleep_wake_up_for_work() -> None:
+    team = Team(2)
+    for _ in range(20):
+        time.sleep(0.01)
+        per_item, _ = run_counts(team, 50)
+        assert (per_item == 1).all()
+
+
+def test_more_items_than_a_ticket_holds_are_refused() -> None:
+    with pytest.raises(ValueError, match="at most"):
+        Team(1).run(COUNT, 0, MOST_ITEMS + 1)
+
+
+def test_callers_on_several_threads_take_turns() -> None:
+    team, results = Team(2), []
+
+    def caller() -> None:
+        results.append(run_counts(team, 37, times=100)[0])
+
+    callers = [threading.Thread(target=caller) for _ in range(4)]
+    for thread in callers:
+        thread.start()
+    for thread in callers:
+        thread.join()
+    assert len(results) == 4 and all((counts == 100).all() for counts in results)
+
+
+def test_an_idle_team_burns_no_processor_time() -> None:
+    team = Team(2)
+    run_counts(team, 10)
+    time.sleep(0.1)
+    start = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - start < 0.1
+
+
+def test_threads_end_with_their_team() -> None:
+    before = threading.active_count()
+    team = Team(4)
+    run_counts(team, 10)
+    assert threading.active_count() == before + 3
+    del team
+    gc.collect()
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_a_forked_child_does_the_work_alone() -> None:
+    team = Team(3)
+    run_counts(team, 10)
+    child = os.fork()
+    if child == 0:
+        per_item, per_slot = run_counts(team, 100)
+        os._exit(0 if (per_item == 1).all() and per_slot[0] == 100 else 1)
+    deadline = time.monotonic() + 30
+    while (done := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert done == (child, 0)
