@@ -36,10 +36,12 @@ def diff(outcome: Outcome, relax_indent: bool) -> Text:
 def conclusion(summary: Summary) -> str:
     """All targets in one line."""
     s = summary
-    low, high = (100 * end for end in wilson(s.passed, s.scored))
-    rate = f" ({100 * s.passed / s.scored:.0f} %, 95 % interval {low:.0f} to {high:.0f} %)"
+    rate = ""
+    if s.scored:
+        low, high = (100 * end for end in wilson(s.passed, s.scored))
+        rate = f" ({100 * s.passed / s.scored:.0f} %, 95 % interval {low:.0f} to {high:.0f} %)"
     return (
-        f"{s.passed} of {s.scored} passed{rate if s.scored else ''}; "
+        f"{s.passed} of {s.scored} passed{rate}; "
         f"{s.primary_matched} of {PRIMARY * s.scored} lines matched, {s.matched_blank} of them "
         f"blank; {s.hallucinated} hallucinated, {s.bonus_matched} bonus; {s.errors} errors"
     )
