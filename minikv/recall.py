@@ -50,8 +50,12 @@ RelaxOption = Annotated[
 ]
 
 
+_ENGINE_ONLY = ("ctk", "ctv", "n_ctx", "threads", "backend")
+
+
 @app.command("run", epilog=_EXAMPLES)
 def _run(
+    context: typer.Context,
     corpus: Annotated[
         list[str],
         typer.Argument(
@@ -118,8 +122,18 @@ def _run(
     if base_url is None:
         run(asking, lambda: asking.engine(choice), dump, as_json)
     else:
+        _refuse_engine_options(context)
         server = asking.server(base_url, model, timeout)
         run(asking, lambda: server, dump, as_json)
+
+
+def _refuse_engine_options(context: typer.Context) -> None:
+    """With a server, options of our own engine would be ignored: say so instead."""
+    for name in _ENGINE_ONLY:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = "-c" if name == "n_ctx" else f"--{name}"
+            raise typer.BadParameter(f"{option}: the server of --base-url decides that itself")
 
 
 @app.command("rescore")

@@ -177,6 +177,7 @@ def test_a_corpus_longer_than_the_context_tells_both(
         (["random-bodies", "--confusable", 9], "confusable 9: must be 1 to 8"),
         (["random-bodies", "-k", 0], "'-k'"),
         (["random-bodies", "--base-url", "h"], "--base-url h: not a server"),
+        (["random-bodies", "--base-url", "http://h", "-c", 9], "-c: the server of --base-url"),
         (["random-bodies", "--dump", "no/where.json"], "there is no directory no"),
         (["random-bodies", "--dump", os.devnull], "/dev/null: not a dump"),
         (["random-bodies", "-m", "no-model"], "no-model"),
