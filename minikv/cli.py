@@ -14,6 +14,7 @@ import typer
 
 from engine.errors import InputError
 from minikv import __version__
+from minikv.kld import app as kld
 from minikv.options import (
     BackendOption,
     CtkOption,
@@ -24,6 +25,7 @@ from minikv.options import (
 )
 from minikv.recall import app as recall
 from minikv.sources import DEFAULT
+from minikv.sweep import app as sweep
 from minikv.text import one_line
 
 # help in plain text: no boxes, so it reads the same in a terminal, a pipe and a log
@@ -31,6 +33,8 @@ app = typer.Typer(
     name="minikv", rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False
 )
 app.add_typer(recall, name="recall")
+app.add_typer(kld)  # without a name: its command stands beside ours
+app.add_typer(sweep, name="sweep")
 
 
 def main() -> NoReturn:

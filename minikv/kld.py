@@ -1,0 +1,74 @@
+"""`minikv kld`: options and help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from minikv.options import (
+    BackendOption,
+    CtkOption,
+    CtvOption,
+    JsonOption,
+    ModelOption,
+    ThreadsOption,
+)
+from minikv.sources import DEFAULT
+
+BaseCtkOption = Annotated[
+    str, typer.Option("--base-ctk", metavar="TYPE", help="The reference's type of keys.")
+]
+BaseCtvOption = Annotated[
+    str, typer.Option("--base-ctv", metavar="TYPE", help="The reference's type of values.")
+]
+
+_EXAMPLES = """\b
+Examples:
+  minikv kld -f wiki.test.raw --chunks 10 -ctk q8_0 -ctv q8_0
+  minikv kld -f wiki.test.raw -c 4096 --chunks 2 -ctk q8_0 -ctv q4_0 --plot depth.png
+  minikv kld -f wiki.test.raw --chunks 4 --base-ctk f32 --base-ctv f32 --json
+"""
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command("kld", epilog=_EXAMPLES)
+def _kld(
+    file: Annotated[Path, typer.Option("-f", "--file", help="The text, in UTF-8.")],
+    model: ModelOption = DEFAULT,
+    protocol: Annotated[
+        str, typer.Option(help="llama, pa or decode, as for minikv ppl.")
+    ] = "llama",
+    ctk: CtkOption = "bf16",
+    ctv: CtvOption = "bf16",
+    base_ctk: BaseCtkOption = "f16",
+    base_ctv: BaseCtvOption = "f16",
+    n_ctx: Annotated[int, typer.Option("-c", "--ctx-size", help="Tokens of a window.")] = 512,
+    chunks: Annotated[
+        int | None, typer.Option(help="Most windows.  [default: all the text has]")
+    ] = None,
+    bos_per_window: Annotated[
+        bool | None,
+        typer.Option(help="Begin every window with BOS.  [default: if the model wants one]"),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw KLD by position into this PNG file.")
+    ] = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+    backend: BackendOption = "cpu",
+) -> None:
+    """Measure the KL divergence of a packed cache from a reference cache.
+
+    Both caches read the same windows side by side.  The report is that of llama-perplexity
+    --kl-divergence, with the divergence by position behind it.
+    """
+    from minikv.kld_run import kld
+    from minikv.run import ModelChoice
+    from tools.windows import Settings
+
+    choice = ModelChoice(model, ctk, ctv, n_ctx, threads, backend)
+    settings = Settings(protocol, n_ctx, chunks, ctk, ctv, bos_per_window)
+    kld(choice, file, settings, (base_ctk, base_ctv), plot, as_json)
