@@ -13,7 +13,8 @@ import math
 import numpy as np
 
 from engine.cpu.jit import Verb, call, kernel
-from engine.cpu.kv_verbs import page_verbs, scratch_nbytes, width
+from engine.cpu.kv_tokens import width
+from engine.cpu.kv_verbs import page_verbs, scratch_nbytes
 from engine.cpu.simd import (
     f32x16,
     load,

@@ -10,15 +10,19 @@ import math
 import numpy as np
 
 from engine.cpu.jit import Verb, call, kernel
+from engine.cpu.kv_rows import ROW_ENCODERS
 from engine.cpu.simd import (
     address_of,
     load_f32,
+    load_u8,
     load_u32,
     store_f16,
     store_f32,
     store_u8,
     store_u16,
+    store_u32,
 )
+from engine.kv.formats.iq4_nl import LEVELS, MIDPOINTS, SMALLEST
 
 
 def f32(source, target, n):
@@ -56,20 +60,126 @@ def q8_0(source, target, n):
         target += 34
 
 
-def q4_0(source, target, n):
+@kernel
+def _peak(source):
+    """The first of the 32 values with the largest magnitude."""
+    peak = load_f32(source)  # of a block of zeros, the sign of the first is ggml's
+    for i in range(1, 32):
+        value = load_f32(source + 4 * i)
+        if abs(value) > abs(peak):
+            peak = value
+    return peak
+
+
+@kernel
+def _reciprocal(d):
+    return np.float32(0) if d == 0 else np.float32(1) / d
+
+
+@kernel
+def _code(value, inverse, offset, top):
+    """value inverse + offset, truncated, at most `top`."""
+    return min(int(value * inverse + offset), top)
+
+
+@kernel
+def _store_codes(source, shift, inverse, offset, bits, low, high):
+    """Codes of `bits` bits of the 32 values (x - shift): see `engine.kv.formats.blocks`."""
+    top = (1 << bits) - 1
+    fifth, sixth = 0, 0  # the high bits of codes of 5, and of 6 bits
+    for i in range(16):
+        a = _code(load_f32(source + 4 * i) - shift, inverse, offset, top)
+        b = _code(load_f32(source + 64 + 4 * i) - shift, inverse, offset, top)
+        store_u8(low + i, (a & 15) | ((b & 15) << 4))
+        fifth |= ((a >> 4) & 1) << i | ((b >> 4) & 1) << (16 + i)
+        sixth |= ((a >> 4) | ((b >> 4) << 2)) << (8 * (i & 7) + 4 * (i >> 3))
+    if bits == 5:
+        store_u32(high, fifth)
+    elif bits == 6:
+        store_u32(high, sixth & 0xFFFFFFFF)
+        store_u32(high + 4, sixth >> 32)
+
+
+@kernel
+def _signed(source, target, n, bits, high_nbytes):
+    """`engine.kv.formats.signed_blocks`."""
+    zero = 1 << (bits - 1)
     for _ in range(n // 32):
-        peak = load_f32(source)  # of a block of zeros, the sign of the first is ggml's
+        d = _peak(source) / np.float32(-zero)
+        store_f16(target, d)
+        offset = np.float32(zero + 0.5)
+        low = target + 2 + high_nbytes
+        _store_codes(source, np.float32(0), _reciprocal(d), offset, bits, low, target + 2)
+        source += 128
+        target += 18 + high_nbytes
+
+
+def q4_0(source, target, n):
+    _signed(source, target, n, 4, 0)
+
+
+def q5_0(source, target, n):
+    _signed(source, target, n, 5, 4)
+
+
+def q6_0(source, target, n):
+    _signed(source, target, n, 6, 8)
+
+
+@kernel
+def _ranged(source, target, n, bits, high_nbytes):
+    """`engine.kv.formats.range_blocks`."""
+    for _ in range(n // 32):
+        low, high = load_f32(source), load_f32(source)
         for i in range(1, 32):
             value = load_f32(source + 4 * i)
-            if abs(value) > abs(peak):
-                peak = value
-        d = peak / np.float32(-8)
-        inverse = np.float32(0) if d == 0 else np.float32(1) / d
+            if value < low:  # the first of the smallest: it may be a zero of either sign
+                low = value
+            high = max(high, value)
+        d = (high - low) / np.float32((1 << bits) - 1)
         store_f16(target, d)
+        store_f16(target + 2, low)
+        nibbles = target + 4 + high_nbytes
+        _store_codes(source, low, _reciprocal(d), np.float32(0.5), bits, nibbles, target + 4)
+        source += 128
+        target += 20 + high_nbytes
+
+
+def q4_1(source, target, n):
+    _ranged(source, target, n, 4, 0)
+
+
+def q5_1(source, target, n):
+    _ranged(source, target, n, 5, 4)
+
+
+@kernel
+def _nearest_level(scaled):
+    """The number of midpoints up to `scaled`."""
+    code = 0
+    for midpoint in MIDPOINTS:
+        code += scaled >= midpoint
+    return code
+
+
+def iq4_nl(source, target, n):
+    for _ in range(n // 32):
+        peak = _peak(source)
+        inverse = np.float32(0)
+        if abs(peak) >= SMALLEST:
+            inverse = np.float32(1) / (peak / LEVELS[0])
+        above, below = np.float32(0), np.float32(0)
         for i in range(16):
-            low = int(load_f32(source + 4 * i) * inverse + np.float32(8.5))
-            high = int(load_f32(source + 64 + 4 * i) * inverse + np.float32(8.5))
-            store_u8(target + 2 + i, min(low, 15) | (min(high, 15) << 4))
+            store_u8(target + 2 + i, 0)
+        for i in range(32):
+            value = load_f32(source + 4 * i)
+            code = _nearest_level(value * inverse) if inverse != 0 else 0
+            product = value * value * LEVELS[code]
+            above += product * value
+            below += product * LEVELS[code]
+            byte = target + 2 + (i & 15)
+            store_u8(byte, load_u8(byte) | code << (i >> 4 << 2))
+        store_f16(target, above / below if inverse != 0 else np.float32(0))
         source += 128
         target += 18
 
@@ -79,7 +189,13 @@ ENCODERS = {
     "f16": Verb(f16),
     "bf16": Verb(bf16),
     "q8_0": Verb(q8_0),
+    "q6_0": Verb(q6_0),
+    "q5_1": Verb(q5_1),
+    "q5_0": Verb(q5_0),
+    "q4_1": Verb(q4_1),
     "q4_0": Verb(q4_0),
+    "iq4_nl": Verb(iq4_nl),
+    **ROW_ENCODERS,
 }
 
 

@@ -42,21 +42,50 @@ class KVFormat(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenFormat(KVFormat):
-    """A ggml block type: a page is its tokens' rows, one after another.
+    """Every token by itself: a page is its tokens' rows, one after another.
 
-    `limit` is the largest magnitude whose stored form is surely finite.
+    A row is padded with zeros to a multiple of `block` channels.  `limit` is the largest magnitude
+    whose stored form is surely finite.
     """
 
     block: int
-    block_nbytes: int
     limit: float
 
+    @abstractmethod
     def row_nbytes(self, head_dim: int) -> int:
-        """Bytes of one token of one head; the last block is padded with zeros."""
-        return -(-head_dim // self.block) * self.block_nbytes
+        """Bytes of one token of one head, padding included."""
+
+    @abstractmethod
+    def encode_rows(self, x: np.ndarray) -> np.ndarray:
+        """uint8 [..., row_nbytes] from float32 [..., channels], a multiple of `block`."""
+
+    @abstractmethod
+    def decode_rows(self, data: np.ndarray, channels: int) -> np.ndarray:
+        """float32 [..., channels] from uint8 [..., row_nbytes]."""
+
+    def channels(self, head_dim: int) -> int:
+        """`head_dim` with its padding."""
+        return -(-head_dim // self.block) * self.block
 
     def page_nbytes(self, tokens: int, head_dim: int) -> int:
         return tokens * self.row_nbytes(head_dim)
+
+    def encode(self, x: np.ndarray, side: Side) -> np.ndarray:
+        *lead, tokens, dim = x.shape
+        padded = np.zeros((*lead, tokens, self.channels(dim)), np.float32)
+        padded[..., :dim] = x
+        return self.encode_rows(padded).reshape(*lead, tokens * self.row_nbytes(dim))
+
+    def decode(self, page: np.ndarray, head_dim: int, side: Side) -> np.ndarray:
+        rows = page.reshape(*page.shape[:-1], -1, self.row_nbytes(head_dim))
+        return self.decode_rows(rows, self.channels(head_dim))[..., :head_dim]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockFormat(TokenFormat):
+    """A ggml block type: `block` channels make `block_nbytes` bytes, whatever their neighbours."""
+
+    block_nbytes: int
 
     @abstractmethod
     def encode_blocks(self, x: np.ndarray) -> np.ndarray:
@@ -66,16 +95,15 @@ class TokenFormat(KVFormat):
     def decode_blocks(self, data: np.ndarray) -> np.ndarray:
         """float32 [..., block] from uint8 [..., block_nbytes]."""
 
-    def encode(self, x: np.ndarray, side: Side) -> np.ndarray:
-        *lead, tokens, dim = x.shape
-        blocks = -(-dim // self.block)
-        padded = np.zeros((*lead, tokens, blocks * self.block), np.float32)
-        padded[..., :dim] = x
-        packed = self.encode_blocks(padded.reshape(*lead, tokens, blocks, self.block))
-        return packed.reshape(*lead, tokens * blocks * self.block_nbytes)
+    def row_nbytes(self, head_dim: int) -> int:
+        return -(-head_dim // self.block) * self.block_nbytes
 
-    def decode(self, page: np.ndarray, head_dim: int, side: Side) -> np.ndarray:
-        blocks = -(-head_dim // self.block)
-        packed = page.reshape(*page.shape[:-1], -1, blocks, self.block_nbytes)
-        x = self.decode_blocks(packed)
-        return x.reshape(*x.shape[:-2], blocks * self.block)[..., :head_dim]
+    def encode_rows(self, x: np.ndarray) -> np.ndarray:
+        *lead, channels = x.shape
+        blocks = self.encode_blocks(x.reshape(*lead, channels // self.block, self.block))
+        return blocks.reshape(*lead, -1)
+
+    def decode_rows(self, data: np.ndarray, channels: int) -> np.ndarray:
+        blocks = channels // self.block
+        packed = data.reshape(*data.shape[:-1], blocks, self.block_nbytes)
+        return self.decode_blocks(packed).reshape(*data.shape[:-1], channels)

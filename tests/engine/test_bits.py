@@ -8,39 +8,67 @@ import pytest
 from gguf import quants
 
 from engine.bits import (
-    SET_BYTES,
     SET_STEPS,
     STEP_CODES,
     bf16_from_f32,
     f32_from_bf16,
     pack_steps,
+    planes,
     unpack_steps,
 )
 
 
+@pytest.mark.parametrize("n", [1, 9, STEP_CODES])
 @pytest.mark.parametrize("steps", [1, 7, 8, 9, 16, 40])
-def test_unpacking_undoes_packing(steps: int) -> None:
-    codes = np.random.default_rng(steps).integers(0, 8, (2, 3, steps, STEP_CODES), np.uint8)
-    packed = pack_steps(codes)
-    assert packed.shape == (2, 3, -(-steps // SET_STEPS) * SET_BYTES)
-    np.testing.assert_array_equal(unpack_steps(packed, steps), codes)
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_unpacking_undoes_packing(bits: int, steps: int, n: int) -> None:
+    rng = np.random.default_rng(steps)
+    codes = rng.integers(0, 1 << bits, (2, 3, steps, n), np.uint8)
+    packed = pack_steps(codes, bits)
+    assert packed.shape == (2, 3, -(-steps // SET_STEPS) * bits * n)
+    np.testing.assert_array_equal(unpack_steps(packed, bits, steps, n), codes)
 
 
-def test_whole_sets_take_exactly_three_bits_a_code() -> None:
-    codes = np.full((16, STEP_CODES), 7, np.uint8)
-    packed = pack_steps(codes)
-    assert packed.size * 8 == codes.size * 3
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_whole_sets_take_exactly_their_bits_a_code(bits: int) -> None:
+    codes = np.full((16, STEP_CODES), (1 << bits) - 1, np.uint8)
+    packed = pack_steps(codes, bits)
+    assert packed.size * 8 == codes.size * bits
     assert (packed == 255).all()
 
 
-def test_bits_are_where_the_layout_says() -> None:
-    for step, lane in ((0, 0), (3, 17), (4, 63), (7, 5)):
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_planes_are_the_binary_digits_widest_first(bits: int) -> None:
+    widths = [width for width, _ in planes(bits)]
+    assert sum(widths) == bits and widths == sorted(set(widths), reverse=True)
+    assert [first for _, first in planes(bits)] == [sum(widths[:i]) for i in range(len(widths))]
+
+
+# (bits, step, code): the lines of a set and the byte each then holds, the others being 0
+PLACES = {
+    (3, 0, 0b110): {0: 0b10, 2: 1},
+    (3, 3, 0b110): {0: 0b10 << 6, 2: 1 << 3},
+    (3, 4, 0b011): {1: 0b11},
+    (3, 7, 0b101): {1: 0b01 << 6, 2: 1 << 7},
+    (2, 5, 0b10): {1: 0b10 << 2},
+    (4, 2, 0b1010): {1: 0b1010},
+    (4, 7, 0b1001): {3: 0b1001 << 4},
+    (5, 3, 0b10110): {1: 0b0110 << 4, 4: 1 << 3},
+    (6, 6, 0b110011): {3: 0b0011, 5: 0b11 << 4},
+    (7, 1, 0b1011100): {0: 0b1100 << 4, 4: 0b01 << 2, 6: 1 << 1},
+    (8, 5, 0b11001010): {5: 0b11001010},
+}
+
+
+@pytest.mark.parametrize(("bits", "step", "code"), PLACES)
+def test_bits_are_where_the_layout_says(bits: int, step: int, code: int) -> None:
+    for lane in (0, 17, 63):
         codes = np.zeros((SET_STEPS, STEP_CODES), np.uint8)
-        codes[step, lane] = 0b110
-        want = np.zeros((3, STEP_CODES), np.uint8)
-        want[step // 4, lane] = 0b10 << (2 * (step % 4))
-        want[2, lane] = 1 << step
-        np.testing.assert_array_equal(pack_steps(codes), want.reshape(-1))
+        codes[step, lane] = code
+        want = np.zeros((bits, STEP_CODES), np.uint8)
+        for line, byte in PLACES[bits, step, code].items():
+            want[line, lane] = byte
+        np.testing.assert_array_equal(pack_steps(codes, bits), want.reshape(-1))
 
 
 def patterns(*bits: int) -> np.ndarray:

@@ -7,29 +7,49 @@ from dataclasses import replace
 
 from engine.errors import InputError
 from engine.kv.format import KVFormat
+from engine.kv.formats.channels import CHANNELS
 from engine.kv.formats.floats import BF16, F16, F32
-from engine.kv.formats.nsep import INT3NSEP
-from engine.kv.formats.q4_0 import Q4_0_FORMAT
-from engine.kv.formats.q8_0 import Q8_0_FORMAT
+from engine.kv.formats.iq4_nl import IQ4_NL
+from engine.kv.formats.q8_0 import Q8_0
+from engine.kv.formats.range_blocks import Q4_1, Q5_1
+from engine.kv.formats.rows import ROWS
+from engine.kv.formats.signed_blocks import Q4_0, Q5_0, Q6_0
+
+_PLAIN = (F32, F16, BF16, Q8_0, Q6_0, Q5_1, Q5_0, Q4_1, Q4_0, IQ4_NL)
+_COMMON = (
+    "int4nsep", "int3nsep", "int2nsep", "int4nsep-sym", "int3nsep-sym", "int3pchan",
+    "int3pchan-asym", "int4row", "int4row-asym",
+)  # fmt: skip
+
+ALL_KV_FORMATS: dict[str, KVFormat] = {f.name: f for f in (*_PLAIN, *CHANNELS, *ROWS)}
+"""Every type that has a name: the plain ones, and the whole grid of int types for ablations."""
 
 KV_FORMATS: dict[str, KVFormat] = {
-    f.name: f for f in (F32, F16, BF16, Q8_0_FORMAT, Q4_0_FORMAT, INT3NSEP)
+    name: ALL_KV_FORMATS[name] for name in (*(f.name for f in _PLAIN), *_COMMON)
 }
+"""The types that are listed and tested one by one."""
+
+KV_TYPES = (
+    f"{', '.join(f.name for f in _PLAIN)}, int{{2-8}}nsep[-sym][-raw][:PAGE], "
+    "int{2-8}pchan[-asym][:PAGE], int{2-8}row[-asym]"
+)
+"""All names on one line, for help and error messages."""
 
 MAX_PAGE = 8192  # tokens: the exact tail of a page format is as long as its page
 
 
 def kv_format(text: str) -> KVFormat:
-    """The format that `text` names: a registered name, page formats with an optional `:P`.
+    """The format that `text` names, page formats with an optional `:P`.
 
-    `int3nsep:512` is int3nsep with pages of 512 tokens, P a multiple of 32 up to 8192.
+    `int3nsep:512` is int3nsep with pages of 512 tokens, P a multiple of 32 up to 8192.  Raises
+    InputError for anything else.
     """
     name, colon, pages = text.partition(":")
-    found = KV_FORMATS.get(name)
+    found = ALL_KV_FORMATS.get(name)
     if not (text.isprintable() and 0 < len(text) < 40):
         text = f"{text!r:.40}"  # the message stays one short line
     if found is None:
-        raise InputError(f"{text}: not a KV cache type. Choose from: {', '.join(KV_FORMATS)}")
+        raise InputError(f"{text}: not a KV cache type. Choose from: {KV_TYPES}")
     if not colon:
         return found
     if found.page_tokens is None:

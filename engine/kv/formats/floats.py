@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.bits import bf16_from_f32, f32_from_bf16
-from engine.kv.format import TokenFormat
+from engine.kv.format import BlockFormat
 
 F32_MAX, F16_MAX = float(np.finfo(np.float32).max), float(np.finfo(np.float16).max)
 BF16_MAX = float(np.ldexp(255.0, 120))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Float(TokenFormat):
+class Float(BlockFormat):
     """A NumPy float type stored as it is."""
 
     dtype: str = "<f4"
@@ -27,7 +27,7 @@ class Float(TokenFormat):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BFloat16(TokenFormat):
+class BFloat16(BlockFormat):
     """The upper half of a float32, rounded to nearest even."""
 
     def encode_blocks(self, x: np.ndarray) -> np.ndarray:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.kv.format import TokenFormat
+from engine.kv.format import BlockFormat
+from engine.kv.formats.blocks import reciprocal
 from engine.kv.formats.floats import F16_MAX
 
 
@@ -21,12 +22,10 @@ def round_half_away(x: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Q8_0(TokenFormat):
+class Q80(BlockFormat):
     def encode_blocks(self, x: np.ndarray) -> np.ndarray:
         d = np.abs(x).max(axis=-1, keepdims=True) / np.float32(127)
-        with np.errstate(divide="ignore"):
-            inverse = np.where(d == 0, np.float32(0), np.float32(1) / d)
-        q = round_half_away(x * inverse).astype(np.int8)
+        q = round_half_away(x * reciprocal(d)).astype(np.int8)
         return np.concatenate([d.astype(np.float16).view(np.uint8), q.view(np.uint8)], axis=-1)
 
     def decode_blocks(self, data: np.ndarray) -> np.ndarray:
@@ -34,4 +33,4 @@ class Q8_0(TokenFormat):
         return d * data[..., 2:].view(np.int8).astype(np.float32)
 
 
-Q8_0_FORMAT = Q8_0(name="q8_0", block=32, block_nbytes=34, limit=127 * F16_MAX)
+Q8_0 = Q80(name="q8_0", block=32, block_nbytes=34, limit=127 * F16_MAX)

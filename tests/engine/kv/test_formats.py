@@ -10,11 +10,12 @@ from rows import HEAD_DIMS, gaussian, pages
 
 from engine.errors import InputError
 from engine.kv.cache import CacheType
-from engine.kv.format import KVFormat, Side, TokenFormat
-from engine.kv.formats import KV_FORMATS, kv_format
+from engine.kv.format import BlockFormat, KVFormat, Side, TokenFormat
+from engine.kv.formats import KV_FORMATS, KV_TYPES, kv_format
 
 FORMATS = list(KV_FORMATS.values())
 TOKEN_FORMATS = [f for f in FORMATS if isinstance(f, TokenFormat)]
+BLOCK_FORMATS = [f for f in FORMATS if isinstance(f, BlockFormat)]
 PAGE_FORMATS = [f for f in FORMATS if f.page_tokens is not None]
 SIDES: tuple[Side, Side] = ("k", "v")
 # What rounding may change in a value, relative to the value itself; block types are bounded below.
@@ -47,6 +48,8 @@ def test_bytes_are_those_of_ggml(kind: TokenFormat, dim: int) -> None:
     for name, x in pages(32, dim).items():
         if kind.name == "f16" and name == "huge":
             x = x.clip(-60000, 60000)
+        if name == "negative zero" and dim % kind.block:
+            continue  # beside the padding, which zero is the minimum is chance in NumPy
         padded = np.zeros((32, -(-dim // kind.block) * kind.block), np.float32)
         padded[:, :dim] = x
         want, got = quants.quantize(padded, ggml), kind.encode(x, "k")
@@ -56,8 +59,8 @@ def test_bytes_are_those_of_ggml(kind: TokenFormat, dim: int) -> None:
 
 
 @pytest.mark.parametrize("dim", [64, 72])
-@named(TOKEN_FORMATS)
-def test_round_trip_stays_within_the_types_bound(kind: TokenFormat, dim: int) -> None:
+@named(BLOCK_FORMATS)
+def test_round_trip_stays_within_the_types_bound(kind: BlockFormat, dim: int) -> None:
     for name, x in pages(32, dim).items():
         if kind.name in FLOAT_ROUNDING:
             bound = FLOAT_ROUNDING[kind.name] * np.abs(x)
@@ -130,9 +133,26 @@ BITS = {
     "f16": (16, 16),
     "bf16": (16, 16),
     "q8_0": (8.5, 8.5 * 96 / 72),
+    "q6_0": (6.5, 6.5 * 96 / 72),
+    "q5_1": (6, 6 * 96 / 72),
+    "q5_0": (5.5, 5.5 * 96 / 72),
+    "q4_1": (5, 5 * 96 / 72),
     "q4_0": (4.5, 4.5 * 96 / 72),
+    "iq4_nl": (4.5, 4.5 * 96 / 72),
+    "int4nsep": (4.5, (4 * 80 + 2 * 16 * 80 / 128 + 16) / 72),
     "int3nsep": (3.5, (3 * 80 + 2 * 16 * 80 / 128 + 16) / 72),
+    "int2nsep": (2.5, (2 * 80 + 2 * 16 * 80 / 128 + 16) / 72),
+    "int4nsep-sym": (4.375, (4 * 80 + 16 * 80 / 128 + 16) / 72),
+    "int3nsep-sym": (3.375, (3 * 80 + 16 * 80 / 128 + 16) / 72),
+    "int3pchan": (3.125, (3 * 80 + 16 * 80 / 128) / 72),
+    "int3pchan-asym": (3.25, (3 * 80 + 2 * 16 * 80 / 128) / 72),
+    "int4row": (4.25, 4 + 16 / 72),
+    "int4row-asym": (4.5, 4 + 32 / 72),
 }
+
+
+def test_the_bits_of_every_type_are_known() -> None:
+    assert set(BITS) == set(KV_FORMATS)
 
 
 @pytest.mark.parametrize("name", BITS)
@@ -147,7 +167,8 @@ def test_the_limit_is_where_stored_values_stop_being_finite(kind: TokenFormat) -
     x[0, 3], x[1, 40] = kind.limit, -kind.limit
     with np.errstate(over="ignore", invalid="ignore"):
         assert np.isfinite(kind.decode(kind.encode(x, "k"), 64, "k")).all()
-        beyond = kind.decode(kind.encode(x * np.float32(1.01), "k"), 64, "k")
+        slack = 127 / 113 if kind.name == "iq4_nl" else 1  # its steps grow when they are fitted
+        beyond = kind.decode(kind.encode(x * np.float32(1.01 * slack), "k"), 64, "k")
     assert not np.isfinite(beyond).all()
 
 
@@ -175,4 +196,4 @@ def test_a_wrong_name_is_refused_in_one_line(text: str) -> None:
         kv_format(text)
     message = str(error.value)
     assert "\n" not in message and len(message) < 300
-    assert "32 to 8192" in message or "page formats" in message or ", ".join(KV_FORMATS) in message
+    assert "32 to 8192" in message or "page formats" in message or KV_TYPES in message
