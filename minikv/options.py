@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+
+
+class RunsByDefault(TyperGroup):
+    """A group of commands in which `minikv GROUP ...` means `minikv GROUP run ...`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args[:1] != ["--help"] and args[:1] not in [[name] for name in self.commands]:
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
 
 ModelOption = Annotated[
     str, typer.Option("-m", "--model", help="Alias, path or hf:org/repo[:file]; see minikv pull.")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from minikv.options import (
     BackendOption,
@@ -14,19 +13,10 @@ from minikv.options import (
     CtvOption,
     JsonOption,
     ModelOption,
+    RunsByDefault,
     ThreadsOption,
 )
 from minikv.sources import DEFAULT
-
-
-class _RunsByDefault(TyperGroup):
-    """`minikv recall CORPUS` is `minikv recall run CORPUS`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args[:1] != ["--help"] and args[:1] not in [[name] for name in self.commands]:
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
-
 
 _EXAMPLES = """\b
 Examples:
@@ -39,7 +29,7 @@ Examples:
 """
 
 app = typer.Typer(
-    cls=_RunsByDefault,
+    cls=RunsByDefault,
     rich_markup_mode=None,
     help="Measure how well functions of a long source are repeated verbatim.",
     epilog=_EXAMPLES,

@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from minikv.kld import BaseCtkOption, BaseCtvOption
-from minikv.options import BackendOption, ModelOption, ThreadsOption
+from minikv.options import BackendOption, ModelOption, RunsByDefault, ThreadsOption
 from minikv.sources import DEFAULT
-
-
-class _RunsByDefault(TyperGroup):
-    """`minikv sweep -f FILE ...` is `minikv sweep run -f FILE ...`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args[:1] != ["--help"] and args[:1] not in [[name] for name in self.commands]:
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
-
 
 _EXAMPLES = """\b
 Examples:
@@ -31,7 +20,7 @@ Examples:
 """
 
 app = typer.Typer(
-    cls=_RunsByDefault,
+    cls=RunsByDefault,
     rich_markup_mode=None,
     help="Measure every pair of a key type and a value type, and report the grid.",
     epilog=_EXAMPLES,
