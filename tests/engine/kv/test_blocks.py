@@ -79,9 +79,15 @@ def test_bytes_are_those_of_the_recipe(recipe, dim: int) -> None:
         np.testing.assert_array_equal(got, want, err_msg=name)
 
 
-# A block of every kind of value under ggml's own quantizer, compiled without fused products:
-# bytes of quantize_row_iq4_nl_ref for (i - 11) / 7, i = 0..31, and of q6_0 of ik_llama.cpp as it
-# was before it fitted d again.
+def test_iq4_nl_adds_in_order() -> None:
+    # of 4096 blocks those whose scale another order of summing rounds to another float16
+    x = np.random.default_rng(0).standard_normal((4096, 32)).astype(F32)[[1627, 1890, 2282]]
+    want = np.array([iq4_nl(block) for block in x], np.uint8)
+    np.testing.assert_array_equal(kv_format("iq4_nl").encode(x, "k").reshape(3, 18), want)
+
+
+# Bytes of the C quantizers, compiled without fused products: quantize_row_iq4_nl_ref of ggml, and
+# that of q6_0 in ik_llama.cpp without its later second fit of d.
 RAMP = ((np.arange(32) - 11) / 7).astype(F32)
 GOLDEN = {
     "iq4_nl": "bda55d5d4c4c3b3b3b2a2a29181817170606",
