@@ -12,6 +12,7 @@ from engine.cpu.simd import (
     convert,
     f32x16,
     fma,
+    i32x16,
     load,
     load_f16,
     load_i8,
@@ -21,6 +22,12 @@ from engine.cpu.simd import (
     store,
     u8x16,
 )
+
+
+@kernel
+def _codes(source):
+    """16 bytes as int32: shifts by a variable count exist for words, not for bytes."""
+    return convert(i32x16, load(u8x16, source))
 
 
 @kernel
@@ -38,7 +45,7 @@ def q2_k(source, target, n):
             half, shift, part = g // 8, 2 * (g % 8 // 2), g % 2
             packed = np.int64(load_u8(source + g))
             scale, offset = d * np.float32(packed & 15), -dmin * np.float32(packed >> 4)
-            codes = load(u8x16, source + 16 + 32 * half + 16 * part)
+            codes = _codes(source + 16 + 32 * half + 16 * part)
             _store_scaled(target + 64 * g, (codes >> shift) & 3, scale, offset)
         source += 84
         target += 1024
@@ -59,8 +66,8 @@ def q3_k(source, target, n):
         for g in range(16):
             half, pair, part = g // 8, g % 8 // 2, g % 2
             scale = d * _q3_scale(source + 96, g)
-            low = (load(u8x16, source + 32 + 32 * half + 16 * part) >> (2 * pair)) & 3
-            high = (load(u8x16, source + 16 * part) >> (4 * half + pair)) & 1
+            low = (_codes(source + 32 + 32 * half + 16 * part) >> (2 * pair)) & 3
+            high = (_codes(source + 16 * part) >> (4 * half + pair)) & 1
             # a clear high bit subtracts 4
             _store_scaled(target + 64 * g, low | (high << 2), scale, np.float32(-4) * scale)
         source += 110
@@ -93,10 +100,10 @@ def _store_k_blocks(source, target, nibbles, fifths):
         scale = d * np.float32((scales >> (8 * j)) & 63)
         offset = -dmin * np.float32((mins >> (8 * j)) & 63)
         for part in range(2):
-            codes = load(u8x16, nibbles + 32 * (j // 2) + 16 * part)
+            codes = _codes(nibbles + 32 * (j // 2) + 16 * part)
             codes = (codes >> (4 * (j % 2))) & 15
             if fifths != 0:
-                codes = codes | (((load(u8x16, fifths + 16 * part) >> j) & 1) << 4)
+                codes = codes | (((_codes(fifths + 16 * part) >> j) & 1) << 4)
             _store_scaled(target + 128 * j + 64 * part, codes, scale, offset)
 
 
@@ -124,9 +131,9 @@ def q6_k(source, target, n):
             # group g of 16 values: half of 128, quarter of 32 within it, part of 16
             half, quarter, part = g // 8, g % 8 // 2, g % 2
             scale = d * np.float32(load_i8(source + 192 + g))
-            low = load(u8x16, source + 64 * half + 32 * (quarter % 2) + 16 * part)
+            low = _codes(source + 64 * half + 32 * (quarter % 2) + 16 * part)
             low = (low >> (4 * (quarter // 2))) & 15
-            high = (load(u8x16, source + 128 + 32 * half + 16 * part) >> (2 * quarter)) & 3
+            high = (_codes(source + 128 + 32 * half + 16 * part) >> (2 * quarter)) & 3
             _store_scaled(target + 64 * g, low | (high << 4), scale, np.float32(-32) * scale)
         source += 210
         target += 1024
