@@ -16,7 +16,7 @@ import numpy as np
 
 from engine.cpu import CpuOps
 from engine.cpu.matrix import Matrix
-from engine.kv.formats.q8_0 import Q8_0_FORMAT
+from engine.kv.formats.q8_0 import Q8_0
 from engine.model.load import Model, open_checkpoint
 from tools.ppl import Perplexity, Settings
 
@@ -24,7 +24,7 @@ from tools.ppl import Perplexity, Settings
 def rounded_q8_0(x: np.ndarray) -> np.ndarray:
     """x [T, K] through ggml's Q8_0 blocks of 32 and back."""
     blocks = x.reshape(x.shape[0], -1, 32)
-    return Q8_0_FORMAT.decode_blocks(Q8_0_FORMAT.encode_blocks(blocks)).reshape(x.shape)
+    return Q8_0.decode_blocks(Q8_0.encode_blocks(blocks)).reshape(x.shape)
 
 
 def rounded_q8_k(x: np.ndarray) -> np.ndarray:

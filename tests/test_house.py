@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -184,3 +185,8 @@ def test_every_file_fits_its_budget() -> None:
 def test_every_file_says_what_it_is_for() -> None:
     silent = [str(path) for path in FILES if tree(path).body and not ast.get_docstring(tree(path))]
     assert silent == []
+
+
+@pytest.mark.parametrize("path", files("bench"), ids=str)
+def test_benchmarks_still_find_what_they_measure(path: Path) -> None:
+    importlib.import_module(".".join(path.with_suffix("").parts))
