@@ -63,23 +63,6 @@ def _one_code(codes, j, n, step, bits):
 
 
 @kernel
-def _decode(codes, target, n, bits, scale, offset):
-    """8 steps of n codes as float32 scale code + offset."""
-    d, m = splat(f32x8, scale), splat(f32x8, offset)
-    for step in range(8):
-        out = target + 4 * n * step
-        if n < 8:
-            for j in range(n):
-                code = np.float32(_one_code(codes, j, n, step, bits))
-                store_f32(out + 4 * j, scale * code + offset)
-        else:
-            for start in range(0, n, 8):
-                j = min(start, n - 8)  # the last vector overlaps the one before
-                code = convert(f32x8, _eight_codes(codes, j, n, step, bits))
-                store(out + 4 * j, fma(code, d, m))
-
-
-@kernel
 def _half(target, value):
     """Store float32 `value` as float16 and return what was stored."""
     store_f16(target, value)
@@ -112,29 +95,17 @@ def _encode(source, codes, n, bits, m, s, zero, top):
                 store_u8(codes + ((bits & (-2 * width)) * n) + i, byte)
 
 
-def _symmetric(bits: int) -> tuple[Verb, Verb]:
-    """Encoder and decoder of int{bits}row."""
-    zero = zero_code(bits)
+def _encoder(bits: int, asym: bool) -> Verb:
+    zero, top = zero_code(bits), (1 << bits) - 1
 
-    def encode(source, target, n):
+    def symmetric(source, target, n):
         peak = np.float32(0)
         for i in range(n):
             peak = max(peak, abs(load_f32(source + 4 * i)))
         s = _step(target, peak, zero)
         _encode(source, target + 2, n // 8, bits, np.float32(0), s, zero, 2 * zero)
 
-    def decode(source, target, n):
-        s = load_f16(source)
-        _decode(source + 2, target, n // 8, bits, s, np.float32(-zero) * s)
-
-    return Verb(encode), Verb(decode)
-
-
-def _asymmetric(bits: int) -> tuple[Verb, Verb]:
-    """Encoder and decoder of int{bits}row-asym."""
-    top = (1 << bits) - 1
-
-    def encode(source, target, n):
+    def asymmetric(source, target, n):
         low, high = load_f32(source), load_f32(source)
         for i in range(1, n):
             value = load_f32(source + 4 * i)
@@ -143,12 +114,30 @@ def _asymmetric(bits: int) -> tuple[Verb, Verb]:
         m = _half(target + 2, low + np.float32(0))  # never a negative zero
         _encode(source, target + 4, n // 8, bits, m, s, 0, top)
 
+    return Verb(asymmetric if asym else symmetric)
+
+
+def _decoder(bits: int, asym: bool) -> Verb:
+    header, zero = 4 if asym else 2, np.float32(zero_code(bits))
+
     def decode(source, target, n):
-        _decode(source + 4, target, n // 8, bits, load_f16(source), load_f16(source + 2))
+        s, codes, length = load_f16(source), source + header, n // 8
+        m = load_f16(source + 2) if asym else -zero * s
+        d, offset = splat(f32x8, s), splat(f32x8, m)
+        for step in range(8):
+            out = target + 4 * length * step
+            if length < 8:
+                for j in range(length):
+                    code = np.float32(_one_code(codes, j, length, step, bits))
+                    store_f32(out + 4 * j, s * code + m)
+            else:
+                for start in range(0, length, 8):
+                    j = min(start, length - 8)  # the last vector overlaps the one before
+                    code = convert(f32x8, _eight_codes(codes, j, length, step, bits))
+                    store(out + 4 * j, fma(code, d, offset))
 
-    return Verb(encode), Verb(decode)
+    return Verb(decode)
 
 
-_VERBS = {f.name: _asymmetric(f.bits) if f.asym else _symmetric(f.bits) for f in ROWS}
-ROW_ENCODERS = {name: encoder for name, (encoder, _) in _VERBS.items()}
-ROW_DECODERS = {name: decoder for name, (_, decoder) in _VERBS.items()}
+ROW_ENCODERS = {f.name: _encoder(f.bits, f.asym) for f in ROWS}
+ROW_DECODERS = {f.name: _decoder(f.bits, f.asym) for f in ROWS}
