@@ -35,7 +35,10 @@ Types = tuple[CacheType, CacheType]  # of keys and of values
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured.  `chunks` is the most windows, None for all the text has."""
+    """What is measured.  `chunks` is the most windows, None for all the text has.
+
+    Raises InputError for a value out of range, so that it is refused before a model is loaded.
+    """
 
     protocol: str = "llama"
     n_ctx: int = 512
@@ -44,22 +47,23 @@ class Settings:
     ctv: str = "bf16"
     bos_per_window: bool | None = None  # None: if the model's tokenizer adds one
 
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            choices = ", ".join(PROTOCOLS)
+            raise InputError(f"{self.protocol}: not a protocol. Choose from: {choices}")
+        if self.n_ctx < 4 or self.n_ctx % 2:
+            raise InputError(f"context {self.n_ctx}: must be an even number from 4 up")
+        if self.chunks is not None and self.chunks < 1:
+            raise InputError(f"chunks {self.chunks}: must be 1 or more")
+
 
 class Windows:
     """The windows of a text, lists of `n_ctx` token ids in `tokens`.
 
-    Raises InputError for a text too short, a context out of range or an unknown name.
+    Raises InputError for a text too short or a missing BOS token.
     """
 
     def __init__(self, model: Model, text: str, settings: Settings) -> None:
-        if settings.protocol not in PROTOCOLS:
-            raise InputError(
-                f"{settings.protocol}: not a protocol. Choose from: {', '.join(PROTOCOLS)}"
-            )
-        if settings.n_ctx < 4 or settings.n_ctx % 2:
-            raise InputError(f"context {settings.n_ctx}: must be an even number from 4 up")
-        if settings.chunks is not None and settings.chunks < 1:
-            raise InputError(f"chunks {settings.chunks}: must be 1 or more")
         self.model, self.settings = model, settings
         bos = settings.bos_per_window
         self.bos_per_window = model.tokenizer.add_bos if bos is None else bos

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,17 +94,19 @@ def test_nll_is_stable_for_large_logits() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (Settings("wiki"), "wiki: not a protocol. Choose from: llama, pa, decode"),
-        (Settings("llama", 65), "context 65: must be an even number"),
-        (Settings("llama", 64, 0), "chunks 0: must be 1 or more"),
-        (Settings("llama", 512), "301 tokens: fewer than one window of 512"),
-        (Settings("llama", 64, ctk="q3"), "q3: not a KV cache type"),
-        (Settings("pa", 72, ctk="int3nsep"), "int3nsep needs a multiple of 64"),
+        ({"protocol": "wiki"}, "wiki: not a protocol. Choose from: llama, pa, decode"),
+        ({"n_ctx": 65}, "context 65: must be an even number"),
+        ({"n_ctx": 64, "chunks": 0}, "chunks 0: must be 1 or more"),
+        ({"n_ctx": 512}, "301 tokens: fewer than one window of 512"),
+        ({"n_ctx": 64, "ctk": "q3"}, "q3: not a KV cache type"),
+        ({"protocol": "pa", "n_ctx": 72, "ctk": "int3nsep"}, "int3nsep needs a multiple of 64"),
     ],
 )
-def test_bad_settings_are_refused_by_name(model: Model, settings: Settings, message: str) -> None:
+def test_bad_settings_are_refused_by_name(
+    model: Model, settings: dict[str, Any], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
-        Perplexity(model, TEXT, settings)
+        Perplexity(model, TEXT, Settings(**settings))
 
 
 @pytest.mark.real
