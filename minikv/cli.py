@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -17,11 +16,15 @@ from minikv import __version__
 from minikv.kld import app as kld
 from minikv.options import (
     BackendOption,
+    BosOption,
+    ChunksOption,
     CtkOption,
     CtvOption,
     JsonOption,
     ModelOption,
+    TextOption,
     ThreadsOption,
+    WindowOption,
 )
 from minikv.recall import app as recall
 from minikv.sources import DEFAULT
@@ -213,7 +216,7 @@ Examples:
 
 @app.command("ppl", epilog=_PPL_EXAMPLES)
 def _ppl(
-    file: Annotated[Path, typer.Option("-f", "--file", help="The text, in UTF-8.")],
+    file: TextOption,
     model: ModelOption = DEFAULT,
     protocol: Annotated[
         str,
@@ -224,14 +227,9 @@ def _ppl(
     ] = "llama",
     ctk: CtkOption = "bf16",
     ctv: CtvOption = "bf16",
-    n_ctx: Annotated[int, typer.Option("-c", "--ctx-size", help="Tokens of a window.")] = 512,
-    chunks: Annotated[
-        int | None, typer.Option(help="Most windows.  [default: all the text has]")
-    ] = None,
-    bos_per_window: Annotated[
-        bool | None,
-        typer.Option(help="Begin every window with BOS.  [default: if the model wants one]"),
-    ] = None,
+    n_ctx: WindowOption = 512,
+    chunks: ChunksOption = None,
+    bos_per_window: BosOption = None,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
     backend: BackendOption = "cpu",

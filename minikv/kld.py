@@ -9,11 +9,15 @@ import typer
 
 from minikv.options import (
     BackendOption,
+    BosOption,
+    ChunksOption,
     CtkOption,
     CtvOption,
     JsonOption,
     ModelOption,
+    TextOption,
     ThreadsOption,
+    WindowOption,
 )
 from minikv.sources import DEFAULT
 
@@ -36,7 +40,7 @@ app = typer.Typer(rich_markup_mode=None)
 
 @app.command("kld", epilog=_EXAMPLES)
 def _kld(
-    file: Annotated[Path, typer.Option("-f", "--file", help="The text, in UTF-8.")],
+    file: TextOption,
     model: ModelOption = DEFAULT,
     protocol: Annotated[
         str, typer.Option(help="llama, pa or decode, as for minikv ppl.")
@@ -45,14 +49,9 @@ def _kld(
     ctv: CtvOption = "bf16",
     base_ctk: BaseCtkOption = "f16",
     base_ctv: BaseCtvOption = "f16",
-    n_ctx: Annotated[int, typer.Option("-c", "--ctx-size", help="Tokens of a window.")] = 512,
-    chunks: Annotated[
-        int | None, typer.Option(help="Most windows.  [default: all the text has]")
-    ] = None,
-    bos_per_window: Annotated[
-        bool | None,
-        typer.Option(help="Begin every window with BOS.  [default: if the model wants one]"),
-    ] = None,
+    n_ctx: WindowOption = 512,
+    chunks: ChunksOption = None,
+    bos_per_window: BosOption = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw KLD by position into this PNG file.")
     ] = None,

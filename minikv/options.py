@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -41,3 +42,14 @@ ThreadsOption = Annotated[
 ]
 BackendOption = Annotated[str, typer.Option(help="cpu, or reference: slow, plain NumPy.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, at the end.")]
+
+# of the commands that measure a text
+TextOption = Annotated[Path, typer.Option("-f", "--file", help="The text, in UTF-8.")]
+WindowOption = Annotated[int, typer.Option("-c", "--ctx-size", help="Tokens of a window.")]
+ChunksOption = Annotated[
+    int | None, typer.Option(help="Most windows.  [default: all the text has]")
+]
+BosOption = Annotated[
+    bool | None,
+    typer.Option(help="Begin every window with BOS.  [default: if the model wants one]"),
+]

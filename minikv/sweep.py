@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 
 from minikv.kld import BaseCtkOption, BaseCtvOption
-from minikv.options import BackendOption, ModelOption, RunsByDefault, ThreadsOption
+from minikv.options import (
+    BackendOption,
+    BosOption,
+    ModelOption,
+    RunsByDefault,
+    TextOption,
+    ThreadsOption,
+    WindowOption,
+)
 from minikv.sources import DEFAULT
 
 _EXAMPLES = """\b
@@ -29,7 +37,7 @@ app = typer.Typer(
 
 @app.command("run")
 def _run(
-    file: Annotated[Path, typer.Option("-f", "--file", help="The text, in UTF-8.")],
+    file: TextOption,
     ctk: Annotated[
         str, typer.Option("-ctk", "--ctk", metavar="LIST", help="Key types, with commas between.")
     ],
@@ -48,12 +56,9 @@ def _run(
     ] = "llama",
     base_ctk: BaseCtkOption = "f16",
     base_ctv: BaseCtvOption = "f16",
-    n_ctx: Annotated[int, typer.Option("-c", "--ctx-size", help="Tokens of a window.")] = 512,
+    n_ctx: WindowOption = 512,
     chunks: Annotated[int, typer.Option(help="Most windows.")] = 2,
-    bos_per_window: Annotated[
-        bool | None,
-        typer.Option(help="Begin every window with BOS.  [default: if the model wants one]"),
-    ] = None,
+    bos_per_window: BosOption = None,
     seed: Annotated[int, typer.Option(help="Decides the order of the cells.")] = 42,
     threads: ThreadsOption = None,
     backend: BackendOption = "cpu",

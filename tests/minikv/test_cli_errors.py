@@ -12,22 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command import ROOT, Result, Run, runner
+from command import ROOT, Result, Run
 from fake_wheels import make_entry, write_wheels
 from tiny_model import tensors, write_tiny_model
 
 from minikv.sources import lookup
 from minikv.sources.pull import pull
-
-
-@pytest.fixture
-def minikv(monkeypatch, capsys) -> Run:
-    return runner(monkeypatch, capsys)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny.gguf")
 
 
 def assert_refused(result: Result, told: str = "", status: int = 1) -> None:

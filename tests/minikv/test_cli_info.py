@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-from command import Run, runner
 from tiny_model import HEAD_DIM, KV_HEADS, LAYERS, TEXTS, tensors, write_tiny_model
 
 from engine import Session, load_model
@@ -14,16 +12,6 @@ from engine.kv.formats import KV_FORMATS
 from minikv.sources import CATALOGUE
 
 ORACLE = Path(__file__).parents[1] / "fixtures" / "oracle"
-
-
-@pytest.fixture
-def minikv(monkeypatch, capsys) -> Run:
-    return runner(monkeypatch, capsys)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny.gguf")
 
 
 def test_info_counts_what_the_file_holds(minikv, model):

@@ -7,29 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
-from command import Run, runner
-from tiny_model import write_tiny_model
 
 from engine import load_model
 from tools.ppl import Perplexity
 from tools.windows import Settings
-
-
-@pytest.fixture
-def minikv(monkeypatch, capsys) -> Run:
-    return runner(monkeypatch, capsys)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny.gguf")
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    path = tmp_path / "text.txt"
-    path.write_text("The quick brown fox jumps over the lazy dog.\n\n" * 20)
-    return path
 
 
 def measure(model: Path, text: Path, *args: object) -> list[object]:

@@ -5,16 +5,11 @@ from __future__ import annotations
 import re
 
 import pytest
-from command import ROOT, Run, runner
+from command import ROOT
 
 from minikv.sources import CATALOGUE
 
 README = (ROOT / "README.md").read_text()
-
-
-@pytest.fixture
-def minikv(monkeypatch, capsys) -> Run:
-    return runner(monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("start", ["pip install -e . && minikv run", "pip install -e '.[dev]'"])

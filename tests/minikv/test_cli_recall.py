@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import Run, runner
+from command import Run
 from tiny_model import ANSWER_TEXT, write_tiny_model
 
 from minikv.answerer import EngineAnswerer
@@ -17,11 +17,6 @@ from tools.recall.prompt import EMPTY_THINK
 from tools.recall.server import Server
 
 N_CTX = 4096
-
-
-@pytest.fixture
-def minikv(monkeypatch, capsys) -> Run:
-    return runner(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")

@@ -9,17 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import ROOT, Run, child, runner
+from command import ROOT, child
 from tiny_model import ANSWER_TEXT, ANSWER_TOKENS, END, TEXTS, write_tiny_model
 
 from engine import Sampler, SamplerSpec, Session, load_model
 from engine.config import available_cores
 from minikv.generate import Generation
-
-
-@pytest.fixture
-def minikv(monkeypatch, capsys) -> Run:
-    return runner(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")

@@ -7,21 +7,11 @@ import signal
 from pathlib import Path
 
 import pytest
-from command import Run, child, runner
+from command import child
 from tiny_model import write_tiny_model
 
 from tools.results import Results
 from tools.sweep import Sweep
-
-
-@pytest.fixture
-def minikv(monkeypatch, capsys) -> Run:
-    return runner(monkeypatch, capsys)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny.gguf")
 
 
 @pytest.fixture
