@@ -48,16 +48,16 @@ class Session:
             raise InputError("no tokens: the model needs at least one to continue from")
         return self.decoder.logits(last)[0]
 
-    def sync(self, tokens: Sequence[int]) -> np.ndarray:
-        """Make `tokens` the session's whole sequence and return the logits that follow it.
+    def rewind(self, tokens: Sequence[int]) -> Sequence[int]:
+        """Keep what the cache holds of the sequence `tokens`; returns the rest, to be extended by.
 
-        What the cache already holds of it is kept, down to a page boundary for page formats, so a
-        growing conversation costs only its new tokens.
+        Page formats fall back to a page boundary, and the last token is always part of the rest:
+        its logits were not kept.  So a growing conversation costs only its new tokens.
         """
-        keep = min(self.shared_prefix(tokens), max(len(tokens) - 1, 0))
+        keep = min(self._shared_prefix(tokens), max(len(tokens) - 1, 0))
         if keep < len(self.tokens):
             self.truncate(keep)
-        return self.extend(tokens[len(self.tokens) :])
+        return tokens[len(self.tokens) :]
 
     def score(self, tokens: Sequence[int], first: int = 0) -> Iterator[tuple[int, np.ndarray]]:
         """Append `tokens`, yielding (i, logits [n, n_vocab]) that follow tokens i..i+n, i >= first.
@@ -70,7 +70,7 @@ class Session:
                 rows = hidden[i - start : i - start + piece]
                 yield i, self.decoder.logits(rows)
 
-    def shared_prefix(self, tokens: Sequence[int]) -> int:
+    def _shared_prefix(self, tokens: Sequence[int]) -> int:
         """How many leading tokens of `tokens` are the session's own."""
         pairs = zip(self.tokens, tokens, strict=False)
         different = (i for i, (mine, other) in enumerate(pairs) if mine != other)

@@ -96,15 +96,14 @@ class Generation:
 
     def _read_prompt(self) -> np.ndarray | None:
         """The logits after the prompt, or None if stopped on the way."""
-        session, prompt, logits = self._session, self._prompt, None
+        session, logits = self._session, None
         start = time.perf_counter()
-        # the last token is read in any case: the logits that follow it are not kept
-        session.truncate(min(session.shared_prefix(prompt), len(prompt) - 1))
+        unread = session.rewind(self._prompt)
         self.cached_tokens = len(session.tokens)
-        for first in range(self.cached_tokens, len(prompt), CHUNK):
+        for first in range(0, len(unread), CHUNK):
             if self._stopped:
                 return None
-            logits = session.extend(prompt[first : first + CHUNK])
+            logits = session.extend(unread[first : first + CHUNK])
             self.prompt_tokens = len(session.tokens) - self.cached_tokens
             self.prompt_seconds = time.perf_counter() - start
         return logits

@@ -54,10 +54,6 @@ class Perplexity:
         self.types = self.windows.types(settings.ctk, settings.ctv)
 
     @property
-    def n_windows(self) -> int:
-        return len(self.windows.tokens)
-
-    @property
     def bos_per_window(self) -> bool:
         return self.windows.bos_per_window
 

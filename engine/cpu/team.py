@@ -105,7 +105,7 @@ class Team:
         self.threads = threads
         raw = np.zeros(64, np.int64)
         self._control = raw.ctypes.data + (-raw.ctypes.data % 64)
-        self._memory = raw
+        self._memory = raw  # the control block's owner, also where no thread holds it
         self._lock = threading.Lock()
         for slot in range(1, threads):
             # the memory travels with the thread: it must outlive the last look at it

@@ -64,7 +64,7 @@ def test_any_chunking_gives_the_same_logits(kind: str, name: str) -> None:
 
     grown = session(name, kind)
     for n in (1, 70, 150, 200):
-        logits = grown.sync(PROMPT[:n])
+        logits = grown.extend(grown.rewind(PROMPT[:n]))
     assert grown.tokens == PROMPT
     assert error(logits, whole) < TOLERANCE
 
@@ -92,7 +92,7 @@ def test_going_back_and_on_is_as_if_one_had_never_left(kind: str, name: str) -> 
     other, session_ = text(90, seed=1), session(name, kind)
     session_.extend(PROMPT)
     for tokens in ([*PROMPT[:150], *other], [*PROMPT[:64], *other], PROMPT, PROMPT[:40]):
-        logits = session_.sync(tokens)
+        logits = session_.extend(session_.rewind(tokens))
         assert session_.tokens == tokens
         assert all(layer.n == len(tokens) for layer in session_.cache.layers)
         assert error(logits, session(name, kind).extend(tokens)) < TOLERANCE
@@ -333,7 +333,7 @@ def test_a_token_outside_the_vocabulary_is_refused_and_nothing_is_kept(
 def test_no_tokens_are_refused() -> None:
     own = session()
     assert "no tokens" in refusal(lambda: own.extend([]))
-    assert "no tokens" in refusal(lambda: own.sync([]))
+    assert "no tokens" in refusal(lambda: own.extend(own.rewind([])))
 
 
 def test_a_prompt_longer_than_the_context_is_refused_before_it_costs_anything() -> None:
