@@ -28,7 +28,7 @@ CtkOption = Annotated[
         "--ctk",
         "--cache-type-k",
         metavar="TYPE",
-        help="How keys are stored, such as q8_0 or int3nsep; minikv info lists all types.",
+        help="How keys are stored, such as q8_0 or int3nsep; see minikv info.",
     ),
 ]
 CtvOption = Annotated[
