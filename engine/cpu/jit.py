@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 
 from engine.config import cache_dir
-from engine.cpu.simd import intrinsic
+from engine.cpu.simd import intrinsic, load_i64
 
 
 def _source_hash() -> str:
@@ -34,6 +34,8 @@ _OPTIONS: dict[str, Any] = {
 }
 
 kernel: Any = numba.njit(**_OPTIONS)
+inlined: Any = numba.njit(**_OPTIONS, forceinline=True)
+"""A kernel for inner loops: its constant arguments become constants of the caller's code."""
 
 
 class Verb:
@@ -69,3 +71,9 @@ def call(typing_context, address, arguments):
         return context.get_dummy_value()
 
     return types.void(types.int64, arguments), emit
+
+
+@inlined
+def field(arguments, i):
+    """Word i of an argument block."""
+    return load_i64(arguments + 8 * i)

@@ -77,6 +77,7 @@ u8x16, i8x16 = Vector("u8", 16), Vector("i8", 16)
 u8x8, f32x8 = Vector("u8", 8), Vector("f32", 8)
 u16x16, f16x16 = Vector("u16", 16), Vector("f16", 16)
 i32x16, u32x16, f32x16 = Vector("i32", 16), Vector("u32", 16), Vector("f32", 16)
+u8x32, u8x64, i8x64 = Vector("u8", 32), Vector("u8", 64), Vector("i8", 64)
 
 _I32 = ir.IntType(32)
 
@@ -130,7 +131,7 @@ def _scalar_load(element: str) -> Any:
 
 
 load_u8, load_i8, load_u16 = _scalar_load("u8"), _scalar_load("i8"), _scalar_load("u16")
-load_u32, load_i64 = _scalar_load("u32"), _scalar_load("i64")
+load_u32, load_i32, load_i64 = _scalar_load("u32"), _scalar_load("i32"), _scalar_load("i64")
 load_f16, load_f32 = _scalar_load("f16"), _scalar_load("f32")
 
 
@@ -148,6 +149,7 @@ def _scalar_store(element: str) -> Any:
 
 
 store_u8, store_u16, store_u32 = _scalar_store("u8"), _scalar_store("u16"), _scalar_store("u32")
+store_i32, store_i64 = _scalar_store("i32"), _scalar_store("i64")
 store_f16, store_f32 = _scalar_store("f16"), _scalar_store("f32")
 
 
@@ -348,3 +350,16 @@ def address_of(typing_context, array):
         return builder.ptrtoint(data, ir.IntType(64))
 
     return types.int64(array), emit
+
+
+@intrinsic
+def prefetch(typing_context, address):
+    """Ask for the cache line at `address`, which need not be mapped."""
+
+    def emit(context, builder, signature, args):
+        kind = ir.FunctionType(ir.VoidType(), [ir.PointerType(), _I32, _I32, _I32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [pointer(builder, args[0]), _I32(0), _I32(3), _I32(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), emit

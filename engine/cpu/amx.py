@@ -1,0 +1,144 @@
+"""Tile registers: products of bfloat16 matrices, 16 x 32 by 32 x 16 at a time, on hosts with AMX.
+
+A tile is 16 rows of 64 bytes.  Tiles 0-3 hold float32 sums (two row blocks by two column blocks),
+4 and 5 the left factors (bf16 [16, 32], rows as they are), 6 and 7 the right ones: bf16 pairs
+[16, 16, 2], so that lane n of row k holds (k, n) of rows 2 k and 2 k + 1.  The tile registers belong
+to a thread: `tiles_begin` before use, `tiles_end` after, in one kernel.
+
+Call only where `engine.cpu.host.AMX` is true.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from engine.cpu.jit import inlined
+from engine.cpu.simd import (
+    bitcast,
+    f32x16,
+    intrinsic,
+    pointer,
+    store_u8,
+    store_u16,
+    u32x16,
+)
+
+TILE = 1024  # bytes
+_I8 = ir.IntType(8)
+
+
+def _tile_call(builder: Any, name: str, values: list[Any]) -> None:
+    kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
+    builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.{name}"), values)
+
+
+def _plain(name: str, *tiles: int) -> Any:
+    """A tile instruction whose operands are all tile numbers."""
+
+    @intrinsic
+    def instruction(typing_context):
+        def emit(context, builder, signature, args):
+            _tile_call(builder, name, [_I8(tile) for tile in tiles])
+            return context.get_dummy_value()
+
+        return types.void(), emit
+
+    return instruction
+
+
+def _memory(name: str, tile: int) -> Any:
+    """Tile `tile` from or to rows at an address, `stride` bytes apart."""
+
+    @intrinsic
+    def instruction(typing_context, address, stride):
+        def emit(context, builder, signature, args):
+            _tile_call(builder, name, [_I8(tile), pointer(builder, args[0]), args[1]])
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64), emit
+
+    return instruction
+
+
+@intrinsic
+def _configure(typing_context, address):
+    def emit(context, builder, signature, args):
+        _tile_call(builder, "ldtilecfg", [pointer(builder, args[0])])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), emit
+
+
+tiles_end = _plain("tilerelease")
+_zero_0, _zero_1, _zero_2, _zero_3 = (_plain("tilezero", i) for i in range(4))
+_load_0, _load_1, _load_2, _load_3 = (_memory("tileloadd64", i) for i in range(4))
+_load_4, _load_5, _load_6, _load_7 = (_memory("tileloadd64", i) for i in range(4, 8))
+_store_0, _store_1, _store_2, _store_3 = (_memory("tilestored64", i) for i in range(4))
+_dot_046, _dot_147 = _plain("tdpbf16ps", 0, 4, 6), _plain("tdpbf16ps", 1, 4, 7)
+_dot_256, _dot_357 = _plain("tdpbf16ps", 2, 5, 6), _plain("tdpbf16ps", 3, 5, 7)
+
+
+@inlined
+def tiles_begin(config):
+    """Configure all tiles as 16 rows of 64 bytes; `config` is the address of 64 zeroed bytes."""
+    store_u8(config, 1)
+    for tile in range(8):
+        store_u16(config + 16 + 2 * tile, 64)
+        store_u8(config + 48 + tile, 16)
+    _configure(config)
+
+
+@inlined
+def sums_zero():
+    _zero_0()
+    _zero_1()
+    _zero_2()
+    _zero_3()
+
+
+@inlined
+def sums_load(address, stride):
+    """The four sums from float32 [32, 32] with `stride` bytes between rows."""
+    _load_0(address, stride)
+    _load_1(address + 64, stride)
+    _load_2(address + 16 * stride, stride)
+    _load_3(address + 16 * stride + 64, stride)
+
+
+@inlined
+def sums_store(address, stride):
+    _store_0(address, stride)
+    _store_1(address + 64, stride)
+    _store_2(address + 16 * stride, stride)
+    _store_3(address + 16 * stride + 64, stride)
+
+
+@inlined
+def sums_add(left, stride, right_0, right_1, n):
+    """sums += left right over n steps of 32.
+
+    `left` is bf16 [32, 32 n] with `stride` bytes between rows; `right_0` and `right_1` are tiles of
+    pairs, n of them one after another, for columns 0-15 and 16-31.
+    """
+    lower = left + 16 * stride
+    for step in range(n):
+        _load_4(left + 64 * step, stride)
+        _load_6(right_0 + TILE * step, 64)
+        _dot_046()
+        _load_7(right_1 + TILE * step, 64)
+        _dot_147()
+        _load_5(lower + 64 * step, stride)
+        _dot_256()
+        _dot_357()
+
+
+@inlined
+def pair_bf16(even, odd):
+    """Two f32x16 as 16 pairs of bfloat16, rounded to nearest, halves away from zero."""
+    low, high = bitcast(u32x16, even) + 0x8000, bitcast(u32x16, odd) + 0x8000
+    return (low >> 16) | (high & np.uint32(0xFFFF0000))

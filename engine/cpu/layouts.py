@@ -1,0 +1,71 @@
+"""How weight matrices lie in memory: sixteen rows side by side.
+
+A product with a vector reads every weight once, so a lane belongs to a row: sums need no step
+across lanes, scales are vectors, and activations are broadcast.  A *group* is 16 rows (missing
+rows are zeros), its columns in *sets* of 32.  Quantized types keep their codes and scales exactly
+as the file has them, only in another order:
+
+    | codes: a set of 8 steps of 16 rows x 4 columns (`engine.bits`), 64 b bytes, per 32 columns |
+    | scales [columns / sub, 16] | minima, where the type has them, alike |
+    | superblock types: d f16 [columns / 256, 16] | dmin f16, with minima |
+
+    weight = scale (code - zero) + minimum
+
+Scales and minima are f16; in superblock types they are int8, to be multiplied by d and dmin.
+
+Floats lie as [columns, 16] (f32, f16) and bf16 as pairs [columns / 2, 16, 2].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LANES = 16  # rows of a group
+SET = 32  # columns of a set
+
+
+@dataclass(frozen=True)
+class Layout:
+    """`bits` per code; `zero` is subtracted from it; `sub` columns share a scale; `block` columns
+    are `block_nbytes` bytes of the file; `minima`: the type has them."""
+
+    bits: int
+    zero: int
+    block: int
+    block_nbytes: int
+    sub: int = 32
+    minima: bool = False
+
+    @property
+    def super(self) -> bool:
+        """Whether scales are int8 under a superblock's f16."""
+        return self.block == 256
+
+    def codes_nbytes(self, columns: int) -> int:
+        return columns * self.bits * LANES // 8
+
+    def scales_nbytes(self, columns: int) -> int:
+        return columns // self.sub * LANES * (1 if self.super else 2)
+
+    def steps_nbytes(self, columns: int) -> int:
+        return columns // 256 * LANES * 2 if self.super else 0
+
+    def group_nbytes(self, columns: int) -> int:
+        metadata = self.scales_nbytes(columns) + self.steps_nbytes(columns)
+        return self.codes_nbytes(columns) + metadata * (1 + self.minima)
+
+
+LAYOUTS = {
+    "Q8_0": Layout(8, 128, 32, 34),
+    "Q4_0": Layout(4, 8, 32, 18),
+    "Q4_1": Layout(4, 0, 32, 20, minima=True),
+    "Q5_0": Layout(5, 16, 32, 22),
+    "Q5_1": Layout(5, 0, 32, 24, minima=True),
+    "IQ4_NL": Layout(8, 128, 32, 18),
+    "Q2_K": Layout(2, 0, 256, 84, sub=16, minima=True),
+    "Q3_K": Layout(3, 4, 256, 110, sub=16),
+    "Q4_K": Layout(4, 0, 256, 144, minima=True),
+    "Q5_K": Layout(5, 0, 256, 176, minima=True),
+    "Q6_K": Layout(6, 32, 256, 210, sub=16),
+    "IQ4_XS": Layout(8, 128, 256, 136),
+}
