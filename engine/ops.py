@@ -1,5 +1,7 @@
 """The op protocol: what a backend must do.
 
+A backend may run ops when they are called or collect them; `to_host` and `recorded` give results.
+
 Arrays are the backend's own and float32 [tokens, features] (heads split: [tokens, heads,
 head_dim]);
 weights are whatever `upload` returned.  Names ending in `_` work in place.  The reference backend
@@ -9,7 +11,7 @@ is the plain NumPy meaning of every op; composites have default bodies that a ba
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,9 +65,9 @@ class Ops(ABC):
         """x / rms(x) * weight over the last axis of x [..., E]."""
 
     @abstractmethod
-    def rope_(self, x: Array, table: Array, position: int, layout: str) -> None:
-        """Rotate x [T, heads, D] by table [positions, dims / 2, 2] (cos, sin) rows
-        position..position+T.
+    def rope_(self, x: Array, table: Array, position: np.ndarray, layout: str) -> None:
+        """Rotate x [T, heads, D] by rows p..p+T of table [positions, dims / 2, 2] (cos, sin); p is
+        what `position` int64 [1] holds when the op runs.
 
         Pairs are (i, i + dims / 2) for layout "neox" and (2 i, 2 i + 1) for "norm"; channels from
         `dims` on stay.
@@ -91,8 +93,8 @@ class Ops(ABC):
     def append(self, layer: LayerCache, k: Array, v: Array) -> None:
         """Store k and v [T, kv_heads, D] as the layer's next tokens, which fit the open pages.
 
-        Raises InputError naming layer and position if a value is not finite or its stored form
-        would not be.
+        Raises InputError naming layer and position, here or when the op runs, if a value is not
+        finite or its stored form would not be.
         """
 
     @abstractmethod
@@ -107,6 +109,20 @@ class Ops(ABC):
         """Pack the pages that are full."""
         layer.seal()
 
+    def recorded(self, body: Callable[[], Array]) -> Callable[[], np.ndarray]:
+        """`body`, whose ops always have the same shapes, as something that can be called again and
+        again and returns its result on the host.
+
+        Ops read ids, positions and page tables when they run, so a backend may record them once.
+        """
+        return lambda: self.to_host(body())
+
+    def finish(self) -> None:  # noqa: B027 - nothing to do for who runs ops at once
+        """Run the ops that were called and have not run yet."""
+
+    def discard(self) -> None:  # noqa: B027
+        """Forget ops that were called and have not run, after an error."""
+
     def linears(
         self, weights: Sequence[Weight], x: Array, biases: Sequence[Weight | None]
     ) -> list[Array]:
@@ -114,32 +130,10 @@ class Ops(ABC):
         return [self.linear(w, x, b) for w, b in zip(weights, biases, strict=True)]
 
 
-class HostOps(Ops):
-    """What backends on NumPy arrays in host memory share."""
-
-    def asarray(self, x: np.ndarray) -> np.ndarray:
-        return x
-
-    def to_host(self, x: np.ndarray) -> np.ndarray:
-        return x
-
-    def concatenate(self, parts: list[np.ndarray]) -> np.ndarray:
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-    def add_(self, x: np.ndarray, y: np.ndarray) -> None:
-        x += y
-
-    def scale_(self, x: np.ndarray, factor: float) -> None:
-        x *= np.float32(factor)
-
-    def softcap_(self, x: np.ndarray, cap: float) -> None:
-        x[:] = np.float32(cap) * np.tanh(x / np.float32(cap))
-
-
-def not_finite(layer: int, side: SideCache, token: int) -> InputError:
-    """The error for a key or value that cannot be stored, `token` tokens behind the cached ones."""
+def not_finite(layer: int, side: SideCache, position: int) -> InputError:
+    """The error for a key or value that cannot be stored."""
     name = {"k": "key", "v": "value"}[side.side]
     return InputError(
-        f"layer {layer}: the {name} of the token at position {side.n + token} is not finite as "
+        f"layer {layer}: the {name} of the token at position {position} is not finite as "
         f"{side.type.open_format.name}; the model file is damaged or the type's range too small"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from engine.errors import InputError
 from engine.kv.cache import CacheType
 from engine.kv.formats import kv_format
 from engine.model.decoder import Decoder
+from engine.ops import Array
 
 CHUNK = 512  # prompt tokens per forward pass: large enough to be a matrix product, small in memory
 
@@ -41,12 +43,18 @@ class Session:
 
     def extend(self, tokens: Sequence[int]) -> np.ndarray:
         """Append `tokens` and return the logits float32 [n_vocab] that follow the last one."""
+        if len(tokens) == 1:
+            self._check(tokens)
+            with self._undone_on_error():
+                logits = self.decoder.step(tokens[0], self.cache)
+                self.tokens.append(tokens[0])
+            return logits
         last = None
         for _, hidden in self._forward(tokens):
             last = hidden[-1:]
         if last is None:
             raise InputError("no tokens: the model needs at least one to continue from")
-        return self.decoder.logits(last)[0]
+        return self._logits(last)[0]
 
     def rewind(self, tokens: Sequence[int]) -> Sequence[int]:
         """Keep what the cache holds of the sequence `tokens`; returns the rest, to be extended by.
@@ -68,7 +76,7 @@ class Session:
         for start, hidden in self._forward(tokens):
             for i in range(max(start, first), start + hidden.shape[0], piece):
                 rows = hidden[i - start : i - start + piece]
-                yield i, self.decoder.logits(rows)
+                yield i, self._logits(rows)
 
     def _shared_prefix(self, tokens: Sequence[int]) -> int:
         """How many leading tokens of `tokens` are the session's own."""
@@ -82,21 +90,33 @@ class Session:
 
     def _forward(self, tokens: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Append `tokens` chunk by chunk, yielding (start, hidden states [n, n_embd])."""
+        self._check(tokens)
+        for start in range(0, len(tokens), CHUNK):
+            chunk = tokens[start : start + CHUNK]
+            with self._undone_on_error():
+                hidden = self.decoder.forward(np.asarray(chunk, np.int32), self.cache)
+                self.tokens.extend(chunk)
+            yield start, hidden
+
+    def _check(self, tokens: Sequence[int]) -> None:
         vocab = self.decoder.spec.n_vocab
         outside = next((t for t in tokens if not 0 <= t < vocab), None)
         if outside is not None:
             raise InputError(f"token id {outside} is outside the vocabulary, 0 to {vocab - 1}")
         self.cache.check_room(len(tokens))
-        for start in range(0, len(tokens), CHUNK):
-            chunk = tokens[start : start + CHUNK]
-            try:
-                hidden = self.decoder.forward(np.asarray(chunk, np.int32), self.cache)
-                self.tokens.extend(chunk)
-            except BaseException:
-                # some layers may have taken the chunk and others not: all go back to before it
-                self.truncate(len(self.tokens))
-                raise
-            yield start, hidden
+
+    def _logits(self, hidden: Array) -> np.ndarray:
+        return self.decoder.ops.to_host(self.decoder.logits(hidden))
+
+    @contextmanager
+    def _undone_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            # some layers may have taken the chunk and others not: all go back to before it
+            self.decoder.ops.discard()
+            self.truncate(len(self.tokens))
+            raise
 
 
 def _cache_type(kind: str | CacheType) -> CacheType:

@@ -1,26 +1,46 @@
-"""The CPU backend: Numba kernels on packed weights and packed pages."""
+"""The CPU backend: Numba kernels on packed weights and packed pages.
+
+Ops are collected into a program, which one call runs when its result is asked for; the decoding of
+a token is recorded once and then repeated.
+"""
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from engine.checkpoint import Tensor
 from engine.config import available_cores
-from engine.cpu import attention, elementwise
-from engine.cpu.kv_encode import ENCODERS, first_beyond, write_rows
+from engine.cpu import elementwise
+from engine.cpu.attention import attend
+from engine.cpu.kv_encode import ENCODERS, NONE_BAD, append
 from engine.cpu.kv_verbs import supported
-from engine.cpu.matrix import Matrix, matrix, multiply, rows_of
-from engine.cpu.team import Team
+from engine.cpu.matrix import Matrix, Products, matrix
+from engine.cpu.memory import Pool, aligned_zeros, pooled
+from engine.cpu.team import Program, Team
 from engine.errors import InputError
 from engine.kv.cache import CacheType, LayerCache, SideCache
-from engine.ops import HostOps, not_finite
+from engine.ops import Ops, not_finite
 from engine.reference import dequantize
 
 
-class CpuOps(HostOps):
+class _Recording:
+    """A program in the making: where its temporaries live, and what to look at after a run."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool, self.program = pool, Program()
+        self.checks: list[tuple[np.ndarray, int, SideCache]] = []
+
+    def run(self, team: Team, table: np.ndarray) -> None:
+        team.run(table)
+        for bad, layer, side in self.checks:
+            if bad[0] != NONE_BAD:
+                position, bad[0] = int(bad[0]), NONE_BAD
+                raise not_finite(layer, side, position)
+
+
+class CpuOps(Ops):
     """Float32 activations, weights and pages read in their packed form.
 
     `threads` is the number of threads of every op, by default one per available core.
@@ -34,66 +54,134 @@ class CpuOps(HostOps):
         if not 1 <= threads <= cores:
             raise InputError(f"{threads} threads: this machine can run 1 to {cores}")
         self.threads = threads
-        self._team, self._pool = Team(threads), ThreadPoolExecutor(threads)
-        # tiles of a product are spread over our own threads, each multiplied by one
-        threadpool_limits(1, user_api="blas")
+        self._team, self._pool = Team(threads), Pool()
+        self._recording = _Recording(self._pool)
 
     def upload(self, tensor: Tensor) -> Matrix | np.ndarray:
-        return matrix(tensor) if len(tensor.shape) == 2 else dequantize(tensor)
+        if len(tensor.shape) == 2:
+            return matrix(tensor, self._team)
+        return self.asarray(dequantize(tensor))
+
+    def asarray(self, x: np.ndarray) -> np.ndarray:
+        out = aligned_zeros(x.shape, x.dtype)
+        out[...] = x
+        return out
+
+    def to_host(self, x: np.ndarray) -> np.ndarray:
+        self.finish()
+        return x
+
+    def recorded(self, body: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:
+        self.finish()
+        # repeated runs need their memory to themselves
+        self._recording = recording = _Recording(Pool())
+        try:
+            out = body()
+        finally:
+            self._recording = _Recording(self._pool)
+        table = recording.program.table()
+
+        def run() -> np.ndarray:
+            self.finish()
+            recording.run(self._team, table)
+            return out.copy()
+
+        return run
+
+    def discard(self) -> None:
+        self._recording = _Recording(self._pool)
+
+    def finish(self) -> None:
+        recording = self._recording
+        if len(recording.program):
+            self._recording = _Recording(self._pool)
+            recording.run(self._team, recording.program.table())
+
+    @property
+    def _program(self) -> Program:
+        return self._recording.program
+
+    def _hold(self, *inputs: np.ndarray | None) -> None:
+        """Keep inputs of an op alive until it runs: a caller may drop them at once."""
+        self._program.hold(*(x for x in inputs if x is not None and not pooled(x)))
+
+    def _empty(self, *shape: int) -> np.ndarray:
+        return self._recording.pool.take(shape)
+
+    def _products(self) -> Products:
+        return Products(self._team, self._recording.pool)
 
     def supports(self, kind: CacheType) -> bool:
         return supported(kind.format) and kind.open_format.name in ENCODERS
 
     def embed(self, weight: Matrix, ids: np.ndarray) -> np.ndarray:
-        return rows_of(weight, ids.astype(np.int64))
+        self._hold(weight.data, ids)
+        return self._products().rows(self._program, weight, ids)
 
     def linear(self, weight: Matrix, x: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
-        y = multiply(weight, x, self._pool, self._team)
-        if bias is not None:
-            y += bias
-        return y
+        return self.linears([weight], x, [bias])[0]
+
+    def linears(
+        self, weights: Sequence[Matrix], x: np.ndarray, biases: Sequence[np.ndarray | None]
+    ) -> list[np.ndarray]:
+        self._hold(x, *(weight.data for weight in weights), *biases)
+        return self._products().add(self._program, weights, x, biases)
 
     def rms_norm(self, x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
-        x = np.ascontiguousarray(x)
-        out = np.empty_like(x)
-        rows = x.reshape(-1, x.shape[-1])
-        elementwise.rms_norm(rows, weight, np.float32(eps), out.reshape(rows.shape))
+        self._hold(x, weight)
+        out = self._empty(*x.shape)
+        elementwise.rms_norm(self._program, x, weight, eps, out)
         return out
 
-    def rope_(self, x: np.ndarray, table: np.ndarray, position: int, layout: str) -> None:
-        if layout == "neox":
-            elementwise.rope_(x, table, position, table.shape[1], 1)
-        else:
-            elementwise.rope_(x, table, position, 1, 2)
+    def rope_(self, x: np.ndarray, table: np.ndarray, position: np.ndarray, layout: str) -> None:
+        self._hold(x, table, position)
+        scratch = self._empty(self.threads, 4 * table.shape[1])
+        elementwise.rope_(self._program, x, table, position, layout == "norm", scratch)
 
     def glu(self, gate: np.ndarray, up: np.ndarray, act: str) -> np.ndarray:
-        x, y = elementwise.lanes(gate), elementwise.lanes(up)
-        out = np.empty_like(x)
-        elementwise.glu(x, y, out, act == "gelu_tanh", self._team)
-        return out[: gate.size].reshape(gate.shape)
+        verb = {"silu": elementwise.SILU_PRODUCT, "gelu_tanh": elementwise.GELU_PRODUCT}[act]
+        self._hold(gate, up)
+        out = self._empty(*gate.shape)
+        elementwise.each(self._program, verb, gate, up, out)
+        return out
+
+    def add_(self, x: np.ndarray, y: np.ndarray) -> None:
+        self._hold(x, y)
+        elementwise.each(self._program, elementwise.SUM, x, y, x)
+
+    def scale_(self, x: np.ndarray, factor: float) -> None:
+        self._hold(x)
+        elementwise.each(self._program, elementwise.SCALED, x, x, x, factor)
+
+    def softcap_(self, x: np.ndarray, cap: float) -> None:
+        self._hold(x)
+        elementwise.each(self._program, elementwise.CAPPED, x, x, x, cap)
+
+    def concatenate(self, parts: list[np.ndarray]) -> np.ndarray:
+        if len(parts) == 1:
+            return parts[0]
+        self._hold(*parts)
+        out = self._empty(sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+        start = 0
+        for part in parts:
+            elementwise.copy(self._program, part, out[start : start + part.shape[0]])
+            start += part.shape[0]
+        return out
 
     def append(self, layer: LayerCache, k: np.ndarray, v: np.ndarray) -> None:
+        recording = self._recording
+        self._hold(k, v)
+        layer.open_pages()
         for side, x in ((layer.k, k), (layer.v, v)):
-            bad = first_beyond(x, np.float32(side.type.open_format.limit))
-            if bad >= 0:
-                raise not_finite(layer.index, side, bad)
-            _write(side, x)
-        layer.advance(k.shape[0])
+            bad = append(recording.program, recording.pool, self.threads, side, x)
+            recording.checks.append((bad, layer.index, side))
+        layer.count.pending += k.shape[0]
 
     def attend(self, q: np.ndarray, layer: LayerCache, scale: float, softcap: float) -> np.ndarray:
-        return attention.attend(q, layer, scale, softcap, self._team)
+        recording = self._recording
+        self._hold(q)
+        return attend(recording.program, recording.pool, self.threads, q, layer, scale, softcap)
 
-
-def _write(side: SideCache, x: np.ndarray) -> None:
-    """Encode x [T, kv_heads, D] into the open page behind the tokens it already holds."""
-    stored, page = side.type.open_format, side.open_page()
-    padded = np.zeros(-(-side.head_dim // stored.block) * stored.block, np.float32)
-    write_rows(
-        ENCODERS[stored.name].address,
-        x,
-        page.ctypes.data,
-        page.shape[1],
-        stored.row_nbytes(side.head_dim),
-        side.n % side.type.page_tokens,
-        padded,
-    )
+    def seal(self, layer: LayerCache) -> None:
+        self.finish()
+        layer.seal()

@@ -2,8 +2,8 @@
 
 A tile is 16 rows of 64 bytes.  Tiles 0-3 hold float32 sums (two row blocks by two column blocks),
 4 and 5 the left factors (bf16 [16, 32], rows as they are), 6 and 7 the right ones: bf16 pairs
-[16, 16, 2], so that lane n of row k holds (k, n) of rows 2 k and 2 k + 1.  The tile registers belong
-to a thread: `tiles_begin` before use, `tiles_end` after, in one kernel.
+[16, 16, 2], so that lane n of row k holds (k, n) of rows 2 k and 2 k + 1.  The tile registers
+belong to a thread: `tiles_begin` before use, `tiles_end` after, in one kernel.
 
 Call only where `engine.cpu.host.AMX` is true.
 """
@@ -20,12 +20,14 @@ from numba.core import cgutils
 from engine.cpu.jit import inlined
 from engine.cpu.simd import (
     bitcast,
-    f32x16,
     intrinsic,
     pointer,
+    store,
     store_u8,
     store_u16,
+    u8x64,
     u32x16,
+    zeros,
 )
 
 TILE = 1024  # bytes
@@ -85,7 +87,8 @@ _dot_256, _dot_357 = _plain("tdpbf16ps", 2, 5, 6), _plain("tdpbf16ps", 3, 5, 7)
 
 @inlined
 def tiles_begin(config):
-    """Configure all tiles as 16 rows of 64 bytes; `config` is the address of 64 zeroed bytes."""
+    """Configure all tiles as 16 rows of 64 bytes; `config` is the address of 64 bytes to spare."""
+    store(config, zeros(u8x64))
     store_u8(config, 1)
     for tile in range(8):
         store_u16(config + 16 + 2 * tile, 64)

@@ -1,4 +1,4 @@
-"""Sums of byte products: VNNI's vpdpbusd where the host has it, plain vector operations elsewhere."""
+"""Sums of byte products: VNNI's vpdpbusd where the host has it, plain operations elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Norms, rotations, activations: short float32 loops."""
+"""Norms, rotations, activations: short float32 loops, recorded into programs.
+
+Arrays are contiguous and their memory is readable up to whole vectors of 16 values.
+"""
 
 from __future__ import annotations
 
@@ -6,97 +9,240 @@ import math
 
 import numpy as np
 
-from engine.cpu.jit import Verb, kernel
-from engine.cpu.simd import address_of, f32x16, fma, load, load_i64, reduce_add, splat, store, zeros
-from engine.cpu.team import Team
+from engine.cpu.jit import Verb, field, inlined, kernel
+from engine.cpu.simd import (
+    f32x16,
+    fma,
+    load,
+    load_f32,
+    load_i64,
+    reduce_add,
+    splat,
+    store,
+    store_f32,
+    swap_pairs,
+    zeros,
+)
+from engine.cpu.team import Program
 from engine.cpu.vmath import vsigmoid, vtanh
 
-_BLOCK = 1 << 12  # values of one item: about 10 microseconds
+_VALUES = 1 << 12  # values of one item: some microseconds
+
+
+@inlined
+def _share(n, count, item):
+    """The item's part of n values: start, stop, with `count` values per item."""
+    return item * count, min(n, (item + 1) * count)
+
+
+def _items(n: int, count: int) -> int:
+    return -(-n // count)
 
 
 @kernel
-def _sum_squares(x, n):
-    total = zeros(f32x16)
-    for i in range(n // 16):
-        v = load(f32x16, x + 64 * i)
-        total = fma(v, v, total)
-    return reduce_add(total)
-
-
-@kernel
-def rms_norm(x, weight, eps, out):
-    """out = x / rms(x) * weight for the rows of x [rows, n], weight [n]."""
-    rows, n = x.shape
+def _norm_row(source, weight, eps, target, n):
     whole = n & ~15
-    for r in range(rows):
-        source, target = address_of(x) + 4 * r * n, address_of(out) + 4 * r * n
-        total = _sum_squares(source, n)
-        for i in range(whole, n):
-            total += x[r, i] * x[r, i]
-        factor = np.float32(1) / np.float32(math.sqrt(total / np.float32(n) + np.float32(eps)))
-        scale = splat(f32x16, factor)
-        for i in range(0, whole, 16):
-            v = load(f32x16, source + 4 * i) * scale
-            store(target + 4 * i, v * load(f32x16, address_of(weight) + 4 * i))
-        for i in range(whole, n):
-            out[r, i] = x[r, i] * factor * weight[i]
+    squares = zeros(f32x16)
+    for i in range(0, 4 * whole, 64):
+        v = load(f32x16, source + i)
+        squares = fma(v, v, squares)
+    total = reduce_add(squares)
+    for i in range(whole, n):
+        total += load_f32(source + 4 * i) * load_f32(source + 4 * i)
+    factor = np.float32(1) / np.float32(math.sqrt(total / np.float32(n) + eps))
+    scale = splat(f32x16, factor)
+    for i in range(0, 4 * whole, 64):
+        store(target + i, load(f32x16, source + i) * scale * load(f32x16, weight + i))
+    for i in range(whole, n):
+        value = load_f32(source + 4 * i) * factor * load_f32(weight + 4 * i)
+        store_f32(target + 4 * i, value)
 
 
-@kernel
-def rope_(x, table, position, distance, step):
-    """Rotate the pairs (i step, i step + distance) of every head of x [T, heads, D]."""
-    for t in range(x.shape[0]):
-        for h in range(x.shape[1]):
-            for i in range(table.shape[1]):
-                a, b = i * step, i * step + distance
-                cos, sin = table[position + t, i, 0], table[position + t, i, 1]
-                u, v = x[t, h, a], x[t, h, b]
-                x[t, h, a] = u * cos - v * sin
-                x[t, h, b] = u * sin + v * cos
+def _rms_norm(arguments, item, slot):
+    """Fields: source, target, weight, address of eps, rows, n, rows per item."""
+    source, target = field(arguments, 1), field(arguments, 2)
+    weight, eps, n = field(arguments, 3), load_f32(field(arguments, 4)), field(arguments, 6)
+    first, last = _share(field(arguments, 5), field(arguments, 7), item)
+    for r in range(first, last):
+        _norm_row(source + 4 * r * n, weight, eps, target + 4 * r * n, n)
 
 
-def lanes(x: np.ndarray) -> np.ndarray:
-    """x flat, padded with zeros to whole vectors of 16 if need be."""
-    flat = x.reshape(-1)
-    return flat if flat.size % 16 == 0 else np.pad(flat, (0, -flat.size % 16))
+_RMS_NORM = Verb(_rms_norm)
 
 
-@kernel
-def _silu(x):
-    return x * vsigmoid(x)
+def rms_norm(
+    program: Program, x: np.ndarray, weight: np.ndarray, eps: float, out: np.ndarray
+) -> None:
+    """out = x / rms(x) * weight over the last axis of x, weight [n]."""
+    n = x.shape[-1]
+    rows, count = x.size // n, max(1, _VALUES // n)
+    constant = np.array([eps], np.float32)
+    program.hold(constant)
+    program.add(
+        _RMS_NORM, _items(rows, count),
+        x.ctypes.data, out.ctypes.data, weight.ctypes.data, constant.ctypes.data, rows, n, count,
+    )  # fmt: skip
 
 
-@kernel
+@inlined
+def _rotate_half(x, cos, sin, pairs):
+    """Pairs (i, i + pairs)."""
+    whole = pairs & ~15
+    for i in range(0, 4 * whole, 64):
+        c, s = load(f32x16, cos + i), load(f32x16, sin + i)
+        u, v = load(f32x16, x + i), load(f32x16, x + 4 * pairs + i)
+        store(x + i, u * c - v * s)
+        store(x + 4 * pairs + i, u * s + v * c)
+    for i in range(4 * whole, 4 * pairs, 4):
+        c, s = load_f32(cos + i), load_f32(sin + i)
+        u, v = load_f32(x + i), load_f32(x + 4 * pairs + i)
+        store_f32(x + i, u * c - v * s)
+        store_f32(x + 4 * pairs + i, u * s + v * c)
+
+
+@inlined
+def _rotate_next(x, cos, sin, pairs):
+    """Pairs (2 i, 2 i + 1); cos and sin are per channel, the sines of even channels negative."""
+    whole = 2 * pairs & ~15
+    for i in range(0, 4 * whole, 64):
+        v = load(f32x16, x + i)
+        store(x + i, v * load(f32x16, cos + i) + swap_pairs(v) * load(f32x16, sin + i))
+    for i in range(4 * whole, 8 * pairs, 8):
+        c, s = load_f32(cos + i), load_f32(sin + i + 4)
+        u, v = load_f32(x + i), load_f32(x + i + 4)
+        store_f32(x + i, u * c - v * s)
+        store_f32(x + i + 4, u * s + v * c)
+
+
+def _rope(arguments, item, slot):
+    """Fields: x, tokens, heads, D, table, pairs, address of the first position, next, scratch of
+    rows [2, 2 pairs] per thread, tokens per item."""
+    heads, dim, pairs = field(arguments, 3), field(arguments, 4), field(arguments, 6)
+    position, adjacent = load_i64(field(arguments, 7)), field(arguments, 8) != 0
+    cos = field(arguments, 9) + 16 * pairs * slot
+    sin = cos + 8 * pairs
+    first, last = _share(field(arguments, 2), field(arguments, 10), item)
+    for t in range(first, last):
+        angles = field(arguments, 5) + 8 * pairs * (position + t)
+        for i in range(pairs):
+            c, s = load_f32(angles + 8 * i), load_f32(angles + 8 * i + 4)
+            if adjacent:
+                store_f32(cos + 8 * i, c)
+                store_f32(cos + 8 * i + 4, c)
+                store_f32(sin + 8 * i, -s)
+                store_f32(sin + 8 * i + 4, s)
+            else:
+                store_f32(cos + 4 * i, c)
+                store_f32(sin + 4 * i, s)
+        for h in range(heads):
+            x = field(arguments, 1) + 4 * dim * (t * heads + h)
+            if adjacent:
+                _rotate_next(x, cos, sin, pairs)
+            else:
+                _rotate_half(x, cos, sin, pairs)
+
+
+_ROPE = Verb(_rope)
+
+
+def rope_(
+    program: Program,
+    x: np.ndarray,
+    table: np.ndarray,
+    position: np.ndarray,
+    adjacent: bool,
+    scratch: np.ndarray,
+) -> None:
+    """Rotate x [T, heads, D] by table [positions, pairs, 2] from row position [0] on.
+
+    `adjacent`: pairs are (2 i, 2 i + 1), else (i, i + pairs).  Scratch float32 [threads, 4 pairs].
+    """
+    tokens, heads, dim = x.shape
+    count = max(1, _VALUES // (heads * dim))
+    program.add(
+        _ROPE, _items(tokens, count),
+        x.ctypes.data, tokens, heads, dim, table.ctypes.data, table.shape[1],
+        position.ctypes.data, adjacent, scratch.ctypes.data, count,
+    )  # fmt: skip
+
+
+@inlined
 def _gelu_tanh(x):
     c = np.float32(math.sqrt(2 / math.pi))
     inner = fma(x * x, x * np.float32(0.044715), x) * c
     return x * (vtanh(inner) + np.float32(1)) * np.float32(0.5)
 
 
-@kernel
-def _glu_block(gate, up, out, start, stop, gelu):
-    """Values start..stop, both multiples of 16."""
-    for i in range(start, stop, 16):
-        x = load(f32x16, gate + 4 * i)
-        y = load(f32x16, up + 4 * i)
-        if gelu:
-            store(out + 4 * i, _gelu_tanh(x) * y)
-        else:
-            store(out + 4 * i, _silu(x) * y)
+def _silu_product(arguments, item, slot):
+    """Fields of all maps: a, b, out, n, address of a constant."""
+    a, b, out = field(arguments, 1), field(arguments, 2), field(arguments, 3)
+    first, last = _share(field(arguments, 4), _VALUES, item)
+    for i in range(4 * first, 4 * last, 64):
+        x = load(f32x16, a + i)
+        store(out + i, x * vsigmoid(x) * load(f32x16, b + i))
 
 
-def _glu_item(arguments, item, slot):
-    n = load_i64(arguments + 24)
-    start, stop = item * _BLOCK, min(n, (item + 1) * _BLOCK)
-    gate, up, out = load_i64(arguments), load_i64(arguments + 8), load_i64(arguments + 16)
-    _glu_block(gate, up, out, start, stop, load_i64(arguments + 32) != 0)
+def _gelu_product(arguments, item, slot):
+    a, b, out = field(arguments, 1), field(arguments, 2), field(arguments, 3)
+    first, last = _share(field(arguments, 4), _VALUES, item)
+    for i in range(4 * first, 4 * last, 64):
+        store(out + i, _gelu_tanh(load(f32x16, a + i)) * load(f32x16, b + i))
 
 
-_GLU_ITEM = Verb(_glu_item)
+def _sum(arguments, item, slot):
+    a, b, out = field(arguments, 1), field(arguments, 2), field(arguments, 3)
+    first, last = _share(field(arguments, 4), _VALUES, item)
+    for i in range(4 * first, 4 * last, 64):
+        store(out + i, load(f32x16, a + i) + load(f32x16, b + i))
 
 
-def glu(gate: np.ndarray, up: np.ndarray, out: np.ndarray, gelu: bool, team: Team) -> None:
-    """out = act(gate) * up for flat arrays whose length is a multiple of 16."""
-    n = gate.size
-    arguments = np.array([gate.ctypes.data, up.ctypes.data, out.ctypes.data, n, gelu], np.int64)
-    team.run(_GLU_ITEM, arguments.ctypes.data, -(-n // _BLOCK))
+def _scaled(arguments, item, slot):
+    a, out, factor = field(arguments, 1), field(arguments, 3), load_f32(field(arguments, 5))
+    first, last = _share(field(arguments, 4), _VALUES, item)
+    for i in range(4 * first, 4 * last, 64):
+        store(out + i, load(f32x16, a + i) * factor)
+
+
+def _capped(arguments, item, slot):
+    a, out, cap = field(arguments, 1), field(arguments, 3), load_f32(field(arguments, 5))
+    first, last = _share(field(arguments, 4), _VALUES, item)
+    for i in range(4 * first, 4 * last, 64):
+        store(out + i, vtanh(load(f32x16, a + i) * (np.float32(1) / cap)) * cap)
+
+
+SILU_PRODUCT, GELU_PRODUCT, SUM = Verb(_silu_product), Verb(_gelu_product), Verb(_sum)
+SCALED, CAPPED = Verb(_scaled), Verb(_capped)
+
+
+def each(
+    program: Program,
+    verb: Verb,
+    a: np.ndarray,
+    b: np.ndarray,
+    out: np.ndarray,
+    constant: float = 0.0,
+) -> None:
+    """out = verb(a, b), value by value, for arrays of one shape; `out` may be one of them."""
+    value = np.array([constant], np.float32)
+    program.hold(value)
+    program.add(
+        verb, _items(a.size, _VALUES),
+        a.ctypes.data, b.ctypes.data, out.ctypes.data, a.size, value.ctypes.data,
+    )  # fmt: skip
+
+
+def _copy(arguments, item, slot):
+    """Fields: source, target, n."""
+    source, target = field(arguments, 1), field(arguments, 2)
+    first, last = _share(field(arguments, 3), _VALUES, item)
+    for i in range(first, last):
+        store_f32(target + 4 * i, load_f32(source + 4 * i))
+
+
+_COPY = Verb(_copy)
+
+
+def copy(program: Program, source: np.ndarray, target: np.ndarray) -> None:
+    """target = source, float32 arrays of one size."""
+    n = source.size
+    program.add(_COPY, _items(n, _VALUES), source.ctypes.data, target.ctypes.data, n)

@@ -9,19 +9,23 @@ import math
 
 import numpy as np
 
-from engine.cpu.jit import Verb, call, kernel
+from engine.cpu.jit import Verb, call, field, kernel
 from engine.cpu.kv_rows import ROW_ENCODERS
+from engine.cpu.memory import Pool
 from engine.cpu.simd import (
-    address_of,
     load_f32,
+    load_i64,
     load_u8,
     load_u32,
     store_f16,
     store_f32,
+    store_i64,
     store_u8,
     store_u16,
     store_u32,
 )
+from engine.cpu.team import Program
+from engine.kv.cache import SideCache
 from engine.kv.formats.iq4_nl import LEVELS, MIDPOINTS, SMALLEST
 
 
@@ -200,24 +204,65 @@ ENCODERS = {
 
 
 @kernel
-def first_beyond(x, limit):
-    """The first token of x [T, heads, D] with a NaN or a magnitude above `limit`, -1 if none."""
-    for t in range(x.shape[0]):
-        for h in range(x.shape[1]):
-            for d in range(x.shape[2]):
-                if not abs(x[t, h, d]) <= limit:
-                    return t
-    return -1
+def _within(x, dim, limit):
+    """Whether all magnitudes are at most `limit`; no comparison holds for a NaN."""
+    good = True
+    for d in range(dim):
+        good &= abs(load_f32(x + 4 * d)) <= limit
+    return good
 
 
-@kernel
-def write_rows(encoder, x, page, head_nbytes, row_nbytes, start, padded):
-    """Encode x [T, heads, D] as rows start..start+T of each head's page; `padded` is a zeroed
-    float32 row of whole blocks."""
-    tokens, heads, dim = x.shape
-    for t in range(tokens):
+SHARE = 16  # tokens of an item
+
+
+def _append(arguments, item, slot):
+    """Item: some tokens.  Fields: encoder, x, tokens, heads, D, page tokens, bytes of a page per
+    head, of a row, page table, address of the first position, tokens behind it, channels with
+    padding, scratch of a row per thread, address of the limit, address of the first bad token."""
+    heads, dim, size = field(arguments, 4), field(arguments, 5), field(arguments, 6)
+    padded = field(arguments, 12)
+    row = field(arguments, 13) + 4 * padded * slot
+    limit, bad = load_f32(field(arguments, 14)), field(arguments, 15)
+    start = load_i64(field(arguments, 10)) + field(arguments, 11)
+    for t in range(item * SHARE, min(field(arguments, 3), (item + 1) * SHARE)):
+        page = load_i64(field(arguments, 9) + 8 * ((start + t) // size))
+        place = page + (start + t) % size * field(arguments, 8)
         for h in range(heads):
-            for d in range(dim):
-                padded[d] = x[t, h, d]
-            target = page + h * head_nbytes + (start + t) * row_nbytes
-            call(encoder, (address_of(padded), target, padded.shape[0]))
+            source = field(arguments, 2) + 4 * dim * (t * heads + h)
+            if not _within(source, dim, limit):
+                store_i64(bad, min(load_i64(bad), start + t))
+            if padded != dim:
+                for d in range(dim):
+                    store_f32(row + 4 * d, load_f32(source + 4 * d))
+                for d in range(dim, padded):
+                    store_f32(row + 4 * d, np.float32(0))
+                source = row
+            target = place + h * field(arguments, 7)
+            call(field(arguments, 1), (source, target, padded))
+
+
+_APPEND = Verb(_append)
+NONE_BAD = 1 << 62
+
+
+def append(
+    program: Program, pool: Pool, threads: int, side: SideCache, x: np.ndarray
+) -> np.ndarray:
+    """Encode x [T, kv_heads, D] into the pages behind the tokens that the side already holds.
+
+    Returns int64 [1], NONE_BAD or, once run, the position of a token that cannot be stored.
+    """
+    stored, dim = side.type.open_format, side.head_dim
+    tokens, heads, _ = x.shape
+    padded = -(-dim // stored.block) * stored.block
+    scratch = pool.take((threads, padded))
+    limit, bad = np.array([stored.limit], np.float32), np.array([NONE_BAD], np.int64)
+    program.hold(limit, bad, side.table, side.count.position)
+    program.add(
+        _APPEND, -(-tokens // SHARE),
+        ENCODERS[stored.name].address, x.ctypes.data, tokens, heads, dim, side.type.page_tokens,
+        stored.page_nbytes(side.type.page_tokens, dim), stored.row_nbytes(dim),
+        side.table.ctypes.data, side.count.position.ctypes.data, side.count.pending, padded,
+        scratch.ctypes.data, limit.ctypes.data, bad.ctypes.data,
+    )  # fmt: skip
+    return bad

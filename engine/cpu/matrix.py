@@ -1,163 +1,351 @@
-"""Products of quantized matrices with float32 activations.
+"""Weight matrices, and products of several of them with one input.
 
-A few tokens: each row is decoded into cache and multiplied with every token, so the weights are
-read
-once.  Many tokens: tiles of rows are decoded to float32 and multiplied by NumPy's BLAS, one tile
-per
-task.  Both use exact float32 activations, so a prompt and its token-by-token replay agree up to the
-order of additions.  Rows and tiles do not depend on the number of threads, nor do results.
+A few tokens: rows are multiplied as they stream from memory, 16 at a time, with activations in
+16-bit integers.  Many tokens: panels of 32 rows are unpacked into cache and multiplied as matrices,
+on tile registers with weights and activations rounded to bfloat16, or in float32 where there are
+none.  Matrices of floats are multiplied to float32's precision: f32 and f16 in float32, bf16 with
+activations as sums of two bfloat16.  Which way a product goes depends on its shape alone, and every
+output belongs to one item, so results do not depend on the number of threads.
 """
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from engine.checkpoint import Tensor
-from engine.cpu.blocks import BLOCK_DECODERS
-from engine.cpu.jit import Verb, call, kernel
-from engine.cpu.kquants import K_DECODERS
+from engine.cpu.activations import (
+    FILL,
+    QUANTIZE,
+    ROUND,
+    ROUND_TWICE,
+    SHARE,
+    quantized_nbytes,
+)
+from engine.cpu.amx import sums_add, sums_load, sums_store, sums_zero, tiles_begin, tiles_end
+from engine.cpu.float_groups import FLOAT_GROUPS, pack_floats
+from engine.cpu.groups import GROUPS, GroupVerbs
+from engine.cpu.host import AMX
+from engine.cpu.jit import Verb, call, field, inlined, kernel
+from engine.cpu.layouts import LANES, LAYOUTS, SET
+from engine.cpu.memory import Pool, forget
+from engine.cpu.packing import pack
 from engine.cpu.simd import (
-    address_of,
     f32x16,
     fma,
     load,
     load_f32,
-    load_i64,
-    reduce_add,
+    load_i32,
+    splat,
+    store,
     store_f32,
     zeros,
 )
-from engine.cpu.team import Team
+from engine.cpu.team import Program, Team
 from engine.reference import dequantize
 
-DECODERS = {**BLOCK_DECODERS, **K_DECODERS}
-FEW = 8  # tokens up to which decoding a row once and multiplying it in place is the faster way
-TILE_BYTES = 1 << 20  # of decoded rows: a tile stays in the second-level cache
-ITEM_VALUES = 1 << 15  # weights of one item: about 10 microseconds
-_LANES = 32  # rows in scratch are padded to this many values
+FEW = 4  # tokens up to which streaming the rows is the faster way
+ITEM_NBYTES = 1 << 16  # of weights in an item: some microseconds
+PANEL_SETS = 32  # sets unpacked at a time: 64 KB for 32 rows
+_ROWS = 2 * LANES  # rows of a panel, tokens of a block
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A weight matrix in its file's bytes, uint8 `data` [rows, row bytes], read in place."""
+    """A weight matrix [rows, columns]: packed groups, uint8 `data` [groups, group bytes]."""
 
     type: str
     rows: int
     columns: int
     data: np.ndarray
-    decoder: int
+    verbs: GroupVerbs
 
     @property
-    def address(self) -> int:
-        return self.data.ctypes.data
+    def exact(self) -> bool:
+        """Whether products are in float32 throughout."""
+        return self.type in ("F32", "F16")
 
     @property
-    def row_nbytes(self) -> int:
-        return self.data.shape[1]
+    def integer(self) -> bool:
+        """Whether a few tokens are multiplied in integers."""
+        return self.type in LAYOUTS
 
 
-def matrix(tensor: Tensor) -> Matrix:
-    """The matrix of a tensor; `gguf.quants` decodes the types without a kernel of ours."""
+def matrix(tensor: Tensor, team: Team) -> Matrix:
+    """The matrix of a tensor; types without kernels of ours are expanded to float32."""
     rows, columns = tensor.shape
-    if tensor.type in DECODERS:
-        return Matrix(tensor.type, rows, columns, tensor.data, DECODERS[tensor.type].address)
-    values = dequantize(tensor).view(np.uint8)
-    return Matrix("F32", rows, columns, values, DECODERS["F32"].address)
+    if tensor.type in LAYOUTS:
+        data = pack(tensor, team)
+        forget(tensor.data)
+        return Matrix(tensor.type, rows, columns, data, GROUPS[tensor.type])
+    if tensor.type not in FLOAT_GROUPS:
+        values = dequantize(tensor).view(np.uint8)
+        tensor = Tensor(tensor.name, "F32", tensor.shape, values)
+    return Matrix(tensor.type, rows, columns, pack_floats(tensor), FLOAT_GROUPS[tensor.type])
+
+
+# Words of an entry: what all its matrices share, then a record per matrix.
+_COUNT, _X, _X_STRIDE, _TOKENS, _SETS, _SCRATCH, _SCRATCH_NBYTES = range(1, 8)
+_RECORDS, _RECORD = 8, 9
+_FIRST, _VERB, _DATA, _NBYTES, _N, _SHARE, _Y, _BIAS, _ADD = range(9)
+
+
+@inlined
+def _record(arguments, item):
+    """The address of the record of the matrix that the item belongs to."""
+    record = arguments + 8 * _RECORDS
+    for _ in range(1, field(arguments, _COUNT)):
+        if item >= field(record + 8 * _RECORD, _FIRST):
+            record += 8 * _RECORD
+    return record
+
+
+@inlined
+def _finish(record, sums, token, group):
+    """Write 16 sums as outputs of the group's rows, with bias, or added to what is there."""
+    rows, bias, add = field(record, _N), field(record, _BIAS), field(record, _ADD)
+    r = group * LANES
+    target = field(record, _Y) + 4 * (token * rows + r)
+    if r + LANES <= rows:
+        total = load(f32x16, sums)
+        if bias != 0:
+            total = total + load(f32x16, bias + 4 * r)
+        if add != 0:
+            total = total + load(f32x16, target)
+        store(target, total)
+        return
+    for i in range(rows - r):
+        value = load_f32(sums + 4 * i)
+        if bias != 0:
+            value += load_f32(bias + 4 * (r + i))
+        if add != 0:
+            value += load_f32(target + 4 * i)
+        store_f32(target + 4 * i, value)
+
+
+def _stream(arguments, item, slot):
+    """Item: a run of groups, for a few tokens."""
+    record = _record(arguments, item)
+    share, rows = field(record, _SHARE), field(record, _N)
+    first = (item - field(record, _FIRST)) * share
+    verb, data, nbytes = field(record, _VERB), field(record, _DATA), field(record, _NBYTES)
+    sums = field(arguments, _SCRATCH) + slot * field(arguments, _SCRATCH_NBYTES)
+    x, stride = field(arguments, _X), field(arguments, _X_STRIDE)
+    columns = field(arguments, _SETS) * SET
+    for group in range(first, min(first + share, (rows + LANES - 1) // LANES)):
+        for t in range(field(arguments, _TOKENS)):
+            call(verb, (data + group * nbytes, x + t * stride, columns, sums))
+            _finish(record, sums, t, group)
 
 
 @kernel
-def _dot(a, b, n):
-    """Sum of the n products of float32 values at a and b."""
-    s0, s1 = zeros(f32x16), zeros(f32x16)
-    whole = n & ~31
-    for i in range(0, whole, 32):
-        s0 = fma(load(f32x16, a + 4 * i), load(f32x16, b + 4 * i), s0)
-        s1 = fma(load(f32x16, a + 4 * i + 64), load(f32x16, b + 4 * i + 64), s1)
-    total = reduce_add(s0 + s1)
-    for i in range(whole, n):
-        total += load_f32(a + 4 * i) * load_f32(b + 4 * i)
-    return total
+def _tile_block(x, stride, rest, blocks, panel, n, sums, begin):
+    """sums float32 [blocks, 32, 32] = or += x bf16 times a panel of n sets, on tile registers.
 
-
-def _multiply_rows(arguments, item, slot):
-    """Item: a run of rows of y [T, N] = x [T, K] W^T, for few tokens."""
-    decoder, weights = load_i64(arguments), load_i64(arguments + 8)
-    row_nbytes, columns = load_i64(arguments + 16), load_i64(arguments + 24)
-    rows, tokens = load_i64(arguments + 32), load_i64(arguments + 40)
-    x, y = load_i64(arguments + 48), load_i64(arguments + 56)
-    row = load_i64(arguments + 64) + slot * load_i64(arguments + 72)
-    share = load_i64(arguments + 80)
-    for r in range(item * share, min(rows, (item + 1) * share)):
-        call(decoder, (weights + r * row_nbytes, row, columns))
-        for t in range(tokens):
-            store_f32(y + 4 * (t * rows + r), _dot(row, x + 4 * t * columns, columns))
-
-
-_MULTIPLY_ROWS = Verb(_multiply_rows)
+    With `rest` not 0, x is the sum of two rows that are so many bytes apart.
+    """
+    for block in range(blocks):
+        target = sums + 4096 * block
+        if begin:
+            sums_zero()
+        else:
+            sums_load(target, 128)
+        sums_add(x + 32 * block * stride, stride, panel, panel + 1024 * n, n)
+        if rest != 0:
+            sums_add(x + 32 * block * stride + rest, stride, panel, panel + 1024 * n, n)
+        sums_store(target, 128)
 
 
 @kernel
-def _decode_rows(decoder, weights, row_nbytes, ids, out):
-    """Rows `ids` of W into float32 out [rows, K]."""
-    columns = out.shape[1]
-    for i in range(ids.shape[0]):
-        source = weights + ids[i] * row_nbytes
-        call(decoder, (source, address_of(out) + 4 * i * columns, columns))
+def _plain_block(x, stride, blocks, panel, n, sums, begin):
+    """The same in float32: x rows of `stride` bytes, both halves of the panel [32 n, 16]."""
+    second = panel + 2048 * n
+    for t in range(0, 32 * blocks, 4):
+        rows, target = x + t * stride, sums + 128 * t
+        a0, b0, a1, b1 = zeros(f32x16), zeros(f32x16), zeros(f32x16), zeros(f32x16)
+        a2, b2, a3, b3 = zeros(f32x16), zeros(f32x16), zeros(f32x16), zeros(f32x16)
+        for k in range(32 * n):
+            a, b = load(f32x16, panel + 64 * k), load(f32x16, second + 64 * k)
+            x0 = splat(f32x16, load_f32(rows + 4 * k))
+            x1 = splat(f32x16, load_f32(rows + stride + 4 * k))
+            x2 = splat(f32x16, load_f32(rows + 2 * stride + 4 * k))
+            x3 = splat(f32x16, load_f32(rows + 3 * stride + 4 * k))
+            a0, b0 = fma(x0, a, a0), fma(x0, b, b0)
+            a1, b1 = fma(x1, a, a1), fma(x1, b, b1)
+            a2, b2 = fma(x2, a, a2), fma(x2, b, b2)
+            a3, b3 = fma(x3, a, a3), fma(x3, b, b3)
+        _keep(target, a0, b0, begin)
+        _keep(target + 128, a1, b1, begin)
+        _keep(target + 256, a2, b2, begin)
+        _keep(target + 384, a3, b3, begin)
 
 
-def rows_of(w: Matrix, ids: np.ndarray) -> np.ndarray:
-    """float32 [len(ids), columns], the rows `ids` int64."""
-    out = np.empty((len(ids), w.columns), np.float32)
-    _decode_rows(w.decoder, w.address, w.row_nbytes, ids, out)
-    return out
+@inlined
+def _keep(target, a, b, begin):
+    if not begin:
+        a, b = a + load(f32x16, target), b + load(f32x16, target + 64)
+    store(target, a)
+    store(target + 64, b)
 
 
-def multiply(w: Matrix, x: np.ndarray, pool: ThreadPoolExecutor, team: Team) -> np.ndarray:
-    """y float32 [T, rows] = x float32 [T, columns] W^T."""
-    x = np.ascontiguousarray(x)
-    y = np.empty((x.shape[0], w.rows), np.float32)
-    if x.shape[0] <= FEW:
-        _multiply_few(w, x, y, team)
-        return y
-    height = max(16, TILE_BYTES // (4 * w.columns) // 16 * 16)
-    for _ in pool.map(partial(_multiply_tile, w, x, y, height), range(0, w.rows, height)):
-        pass
-    return y
+@inlined
+def _multiply(arguments, item, slot, tiles):
+    record = _record(arguments, item)
+    block = item - field(record, _FIRST)
+    rows, tokens, sets = field(record, _N), field(arguments, _TOKENS), field(arguments, _SETS)
+    groups = min(2, (rows - block * _ROWS + LANES - 1) // LANES)
+    panel = field(arguments, _SCRATCH) + slot * field(arguments, _SCRATCH_NBYTES)
+    set_nbytes = 1024 if tiles else 2048
+    sums = panel + 2 * set_nbytes * PANEL_SETS
+    blocks = (tokens + _ROWS - 1) // _ROWS
+    if tiles:
+        tiles_begin(sums)
+    for s in range(0, sets, PANEL_SETS):
+        n = min(PANEL_SETS, sets - s)
+        for g in range(groups):
+            source = field(record, _DATA) + (2 * block + g) * field(record, _NBYTES)
+            target = panel + g * set_nbytes * n
+            call(field(record, _VERB), (source, sets * SET, s, n, target))
+        x = field(arguments, _X) + s * SET * (2 if tiles else 4)
+        if tiles:
+            stride = field(arguments, _X_STRIDE)
+            rest = stride - 2 * SET * sets if stride == 4 * SET * sets else 0
+            _tile_block(x, stride, rest, blocks, panel, n, sums, s == 0)
+        else:
+            _plain_block(x, field(arguments, _X_STRIDE), blocks, panel, n, sums, s == 0)
+    if tiles:
+        tiles_end()
+    for t in range(tokens):
+        for g in range(groups):
+            _finish(record, sums + 128 * t + 64 * g, t, 2 * block + g)
 
 
-def _multiply_few(w: Matrix, x: np.ndarray, y: np.ndarray, team: Team) -> None:
-    scratch = np.empty((team.threads, -(-w.columns // _LANES) * _LANES), np.float32)
-    # a fixed share of rows, small enough that the last items end together
-    share = max(1, ITEM_VALUES // w.columns)
-    arguments = np.array(
-        [
-            w.decoder, w.address, w.row_nbytes, w.columns, w.rows, x.shape[0],
-            x.ctypes.data, y.ctypes.data, scratch.ctypes.data, scratch.strides[0], share,
-        ],
-        np.int64,
-    )  # fmt: skip
-    team.run(_MULTIPLY_ROWS, arguments.ctypes.data, -(-w.rows // share))
+def _multiply_tiles(arguments, item, slot):
+    """Item: a panel of 32 rows, for many tokens."""
+    _multiply(arguments, item, slot, True)
 
 
-def _multiply_tile(w: Matrix, x: np.ndarray, y: np.ndarray, height: int, start: int) -> None:
-    ids = np.arange(start, min(start + height, w.rows))
-    tile = _tile_memory(len(ids) * w.columns).reshape(len(ids), w.columns)
-    _decode_rows(w.decoder, w.address, w.row_nbytes, ids, tile)
-    np.matmul(x, tile.T, out=y[:, start : start + height])
+def _multiply_plain(arguments, item, slot):
+    _multiply(arguments, item, slot, False)
 
 
-_own = threading.local()
+def _lookup(arguments, item, slot):
+    """Item: a token's row.  Fields: ids int32, panel verb, data, group bytes, sets, columns, out,
+    scratch, its bytes per thread."""
+    row = np.int64(load_i32(field(arguments, 1) + 4 * item))
+    source = field(arguments, 3) + row // LANES * field(arguments, 4)
+    sets, columns = field(arguments, 5), field(arguments, 6)
+    panel = field(arguments, 8) + slot * field(arguments, 9)
+    call(field(arguments, 2), (source, SET * sets, 0, sets, panel))
+    out = field(arguments, 7) + 4 * columns * item
+    for i in range(columns):
+        store_f32(out + 4 * i, load_f32(panel + 64 * i + 4 * (row % LANES)))
 
 
-def _tile_memory(n: int) -> np.ndarray:
-    """n float32 values of the calling thread: fresh memory for every tile would cost a page fault
-    per 4 KB, a tenth of a prompt's time."""
-    memory = getattr(_own, "tile", None)
-    if memory is None or memory.size < n:
-        memory = _own.tile = np.empty(max(n, TILE_BYTES // 4), np.float32)
-    return memory[:n]
+_LOOKUP = Verb(_lookup)
+_STREAM, _TILES, _PLAIN = Verb(_stream), Verb(_multiply_tiles), Verb(_multiply_plain)
+
+
+class Products:
+    """Records products into programs."""
+
+    def __init__(self, team: Team, pool: Pool, tiles: bool = AMX) -> None:
+        self.team, self.pool, self.tiles = team, pool, tiles
+
+    def add(
+        self,
+        program: Program,
+        weights: Sequence[Matrix],
+        x: np.ndarray,
+        biases: Sequence[np.ndarray | None],
+        onto: np.ndarray | None = None,
+    ) -> list[np.ndarray]:
+        """y float32 [T, rows] = x [T, columns] W^T + bias per matrix; `onto`: y is added to it."""
+        found: dict[int, np.ndarray] = {}
+        kinds = [(w.exact, w.integer) for w in weights]
+        for kind in dict.fromkeys(kinds):
+            chosen = [i for i, own in enumerate(kinds) if own == kind]
+            outs = [
+                self.pool.take((x.shape[0], weights[i].rows)) if onto is None else onto
+                for i in chosen
+            ]
+            parts = [(weights[i], biases[i], y) for i, y in zip(chosen, outs, strict=True)]
+            self._entry(program, parts, x, onto is not None)
+            found.update(zip(chosen, outs, strict=True))
+        return [found[i] for i in range(len(weights))]
+
+    def rows(self, program: Program, w: Matrix, ids: np.ndarray) -> np.ndarray:
+        """Rows ids int32 [T] as float32 [T, columns]."""
+        out = self.pool.take((len(ids), w.columns))
+        sets = -(-w.columns // SET)
+        memory = self.pool.take((self.team.threads, 2048 * sets), np.uint8)
+        program.add(
+            _LOOKUP, len(ids), ids.ctypes.data, w.verbs.floats.address, w.data.ctypes.data,
+            w.data.shape[1], sets, w.columns, out.ctypes.data, memory.ctypes.data, 2048 * sets,
+        )  # fmt: skip
+        return out
+
+    def _entry(
+        self,
+        program: Program,
+        parts: Sequence[tuple[Matrix, np.ndarray | None, np.ndarray]],
+        x: np.ndarray,
+        add: bool,
+    ) -> None:
+        tokens, columns = x.shape
+        first = parts[0][0]
+        few, sets = tokens <= FEW, -(-columns // SET)
+        tiles = self.tiles and not first.exact and not few
+        if few:
+            form = QUANTIZE if first.integer else FILL
+        else:
+            form = FILL if not tiles else ROUND if first.integer else ROUND_TWICE
+        prepared = self._prepare(program, form, x, sets, few)
+        if few:
+            verb, scratch = _STREAM, 64
+        else:
+            verb = _TILES if tiles else _PLAIN
+            blocks = -(-tokens // _ROWS)
+            scratch = 2 * (1024 if tiles else 2048) * PANEL_SETS + 4096 * blocks
+        memory = self.pool.take((self.team.threads, scratch), np.uint8)
+        items, records = 0, []
+        for w, bias, y in parts:
+            nbytes = w.data.shape[1]
+            share = max(1, ITEM_NBYTES // nbytes) if few else 2
+            group_verb = w.verbs.dot if few else w.verbs.pairs if tiles else w.verbs.floats
+            records += (
+                items, group_verb.address, w.data.ctypes.data, nbytes, w.rows, share,
+                y.ctypes.data, 0 if bias is None else bias.ctypes.data, add,
+            )  # fmt: skip
+            items += -(-len(w.data) // share)
+        program.add(
+            verb, items, len(parts), prepared.ctypes.data, prepared.strides[0], tokens, sets,
+            memory.ctypes.data, scratch, *records,
+        )  # fmt: skip
+
+    def _prepare(
+        self, program: Program, form: Verb, x: np.ndarray, sets: int, few: bool
+    ) -> np.ndarray:
+        """x in the form the product wants: rows padded to whole sets, and to whole blocks."""
+        tokens, columns = x.shape
+        rows = tokens if few else -(-tokens // _ROWS) * _ROWS
+        if columns < sets * SET or (form is FILL and rows > tokens):
+            x = self._convert(program, FILL, x, rows, 4 * SET * sets).view(np.float32)
+        if form is FILL:
+            return x
+        widths = {QUANTIZE: quantized_nbytes(SET), ROUND: 2 * SET, ROUND_TWICE: 4 * SET}
+        nbytes = widths[form] * sets
+        return self._convert(program, form, x[:tokens], rows, nbytes)
+
+    def _convert(
+        self, program: Program, form: Verb, x: np.ndarray, rows: int, nbytes: int
+    ) -> np.ndarray:
+        tokens, columns = x.shape
+        out = self.pool.take((rows, nbytes), np.uint8)
+        program.add(
+            form, -(-tokens // SHARE),
+            x.ctypes.data, x.strides[0], out.ctypes.data, nbytes, tokens, columns,
+        )  # fmt: skip
+        return out

@@ -342,6 +342,18 @@ reduce_max = _reduction(lambda builder, half, x, y: _llvm_call("maxnum")(builder
 
 
 @intrinsic
+def swap_pairs(typing_context, value):
+    """Lanes 1, 0, 3, 2, ..."""
+
+    def emit(context, builder, signature, args):
+        order = [lane ^ 1 for lane in range(value.lanes)]
+        mask = ir.Constant(ir.VectorType(_I32, value.lanes), order)
+        return builder.shuffle_vector(args[0], args[0], mask)
+
+    return value(value), emit
+
+
+@intrinsic
 def address_of(typing_context, array):
     """The address of a NumPy array's first element."""
 

@@ -1,15 +1,19 @@
-"""A team of threads that runs the items of a kernel, handed out one by one.
+"""A team of threads that runs programs: one call from Python for a whole forward pass.
 
-The caller works too, and whoever is free takes the next item: on a busy machine a thread that does
-not get its core delays the others by the item it holds, no more, and in a forked child, which has
-no other threads, the caller does all of it.  Items are independent, so results do not depend on who
-ran them.  Idle threads spin for some microseconds, then sleep.
+A program is a list of entries (verb, argument block); word 0 of the block is the entry's number of
+items, and the verb runs once per item.  Entries run one after another, the items of one at once,
+handed out one by one: whoever is free takes the next, so on a busy machine a thread that does not
+get its core delays the others by the item it holds, no more, and in a forked child, which has no
+other threads, the caller does all of it.  Who finishes an entry's last item starts the next entry,
+and runs entries of a single item itself.  Items are independent, so results do not depend on who
+ran them.  Idle threads spin for a moment, then sleep.
 """
 
 from __future__ import annotations
 
 import threading
 import weakref
+from typing import Any
 
 import numpy as np
 
@@ -23,16 +27,49 @@ from engine.cpu.atomics import (
     wake_all,
     yield_core,
 )
-from engine.cpu.jit import Verb, call, kernel
+from engine.cpu.jit import Verb, call, field, kernel
 
 # The control block: one cache line of eight words per field that different threads write.
 # The ticket holds everything a claim depends on, so that one compare-and-swap settles it:
-# launch number, then 20 bits of items, then 20 bits of the next item.
-_TICKET, _VERB, _ARGUMENTS, _DONE, _LAUNCHES, _SLEEPERS, _STOP = 0, 64, 72, 128, 192, 256, 320
-_BITS = 20
+# the entry's running number, then 16 bits of items, then 16 bits of the next item.
+_TICKET, _DONE, _LAUNCHES, _SLEEPERS, _STOP, _FINISHED = 0, 64, 128, 192, 256, 320
+_VERB, _ARGUMENTS, _PROGRAM, _ENTRIES, _INDEX = 384, 392, 400, 408, 416
+_CONTROL_NBYTES = 448
+_BITS = 16
 MOST_ITEMS = (1 << _BITS) - 1
-_SPINS = 2000  # pauses before sleep: about 0.1 ms, longer than the gap between two ops
+_SPINS = 6000  # pauses before sleep: about 0.3 ms, longer than sampling a token takes
 _PATIENCE = 200  # pauses before the caller, waiting for the last items, offers its core
+
+
+@kernel
+def _announce(control):
+    atomic_add(control + _LAUNCHES, 1)
+    if atomic_load(control + _SLEEPERS) > 0:
+        wake_all(control + _LAUNCHES)
+
+
+@kernel
+def _advance(control, slot):
+    """Start the next entry, when no item of the last is left: the calling thread runs entries of a
+    single item, and publishes the first with more."""
+    index, entries = atomic_load(control + _INDEX), atomic_load(control + _ENTRIES)
+    program = atomic_load(control + _PROGRAM)
+    while index < entries:
+        verb, arguments = field(program, 2 * index), field(program, 2 * index + 1)
+        items = field(arguments, 0)
+        index += 1
+        if items == 1:
+            call(verb, (arguments, 0, slot))
+        elif items > 1:
+            atomic_store(control + _INDEX, index)
+            atomic_store(control + _VERB, verb)
+            atomic_store(control + _ARGUMENTS, arguments)
+            atomic_store(control + _DONE, 0)
+            number = (atomic_load(control + _TICKET) >> (2 * _BITS)) + 1
+            atomic_store(control + _TICKET, (number << (2 * _BITS)) | (items << _BITS))
+            _announce(control)
+            return
+    atomic_store(control + _FINISHED, 1)
 
 
 @kernel
@@ -40,15 +77,16 @@ def _work(control, slot):
     """Run items until none is left to take."""
     while True:
         ticket = atomic_load(control + _TICKET)
-        item = ticket & MOST_ITEMS
-        if item >= (ticket >> _BITS) & MOST_ITEMS:
+        item, items = ticket & MOST_ITEMS, (ticket >> _BITS) & MOST_ITEMS
+        if item >= items:
             return
-        # If the swap succeeds, this launch is unfinished and these words are its own.
+        # If the swap succeeds, this entry is unfinished and these words are its own.
         verb = atomic_load(control + _VERB)
         arguments = atomic_load(control + _ARGUMENTS)
         if atomic_swap_if(control + _TICKET, ticket, ticket + 1):
             call(verb, (arguments, item, slot))
-            atomic_add(control + _DONE, 1)
+            if atomic_add(control + _DONE, 1) + 1 == items:
+                _advance(control, slot)
 
 
 @kernel
@@ -68,24 +106,18 @@ def _serve(control, slot):
 
 
 @kernel
-def _announce(control):
-    atomic_add(control + _LAUNCHES, 1)
-    if atomic_load(control + _SLEEPERS) > 0:
-        wake_all(control + _LAUNCHES)
-
-
-@kernel
-def _launch(control, verb, arguments, items):
-    """Run verb(arguments, item, slot) for every item and return when all are done."""
-    atomic_store(control + _VERB, verb)
-    atomic_store(control + _ARGUMENTS, arguments)
-    atomic_store(control + _DONE, 0)
-    launch = (atomic_load(control + _TICKET) >> (2 * _BITS)) + 1
-    atomic_store(control + _TICKET, (launch << (2 * _BITS)) | (items << _BITS))
-    _announce(control)
-    _work(control, 0)
+def _run(control, program, entries):
+    """Run a program and return when it has finished."""
+    atomic_store(control + _PROGRAM, program)
+    atomic_store(control + _ENTRIES, entries)
+    atomic_store(control + _INDEX, 0)
+    atomic_store(control + _FINISHED, 0)
+    _advance(control, 0)
     spins = 0
-    while atomic_load(control + _DONE) < items:
+    while True:
+        _work(control, 0)
+        if atomic_load(control + _FINISHED) != 0:
+            return
         pause()
         spins += 1
         if spins > _PATIENCE:
@@ -98,12 +130,47 @@ def _stop(control):
     _announce(control)
 
 
+class Program:
+    """Entries in the order in which they run."""
+
+    def __init__(self) -> None:
+        self._words: list[int] = []
+        self._keep: list[Any] = []
+
+    def __len__(self) -> int:
+        return len(self._words) // 2
+
+    def add(self, verb: Verb, items: int, *fields: int) -> None:
+        """Append verb(arguments, item, slot) for items 0..items, arguments (items, *fields)."""
+        self.append(verb, self.block(items, *fields))
+
+    def block(self, items: int, *fields: int) -> np.ndarray:
+        """The argument block int64 (items, *fields) of an entry to be appended: earlier entries may
+        write to it."""
+        if not 0 <= items <= MOST_ITEMS:
+            raise ValueError(f"{items} items: an entry has at most {MOST_ITEMS}")
+        arguments = np.array((items, *fields), np.int64)
+        self._keep.append(arguments)
+        return arguments
+
+    def append(self, verb: Verb, arguments: np.ndarray) -> None:
+        self._words += (verb.address, arguments.ctypes.data)
+
+    def hold(self, *owners: Any) -> None:
+        """Let the objects whose memory the entries use live as long as the program."""
+        self._keep.extend(owners)
+
+    def table(self) -> np.ndarray:
+        """The entries as int64 [entries, 2] of addresses."""
+        return np.array(self._words, np.int64).reshape(-1, 2)
+
+
 class Team:
     """`threads` threads, the caller among them.  They end with the team or the process."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        raw = np.zeros(64, np.int64)
+        raw = np.zeros(_CONTROL_NBYTES + 64, np.uint8)
         self._control = raw.ctypes.data + (-raw.ctypes.data % 64)
         self._memory = raw  # the control block's owner, also where no thread holds it
         self._lock = threading.Lock()
@@ -114,17 +181,14 @@ class Team:
         if threads > 1:
             weakref.finalize(self, _stop_threads, raw, self._control)
 
-    def run(self, verb: Verb, arguments: int, items: int) -> None:
-        """Call verb(arguments, item, slot) for items 0..items; `arguments` is an address.
+    def run(self, table: np.ndarray) -> None:
+        """Run a program's table.
 
-        `slot` is below `threads` and no two items run in one slot at a time: it names a thread's
-        share of scratch memory.  Safe to call from any thread; calls wait for each other.
+        An item's `slot` is below `threads` and no two items run in one slot at a time: it names a
+        thread's share of scratch memory.  Safe to call from any thread; calls wait for each other.
         """
-        if not 0 <= items <= MOST_ITEMS:
-            raise ValueError(f"{items} items: a team runs at most {MOST_ITEMS} at once")
-        address = verb.address
         with self._lock:
-            _launch(self._control, address, arguments, items)
+            _run(self._control, table.ctypes.data, len(table))
 
 
 def _run_thread(memory: np.ndarray, control: int, slot: int) -> None:

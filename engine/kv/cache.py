@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -59,21 +60,41 @@ def _aligned(shape: tuple[int, int]) -> np.ndarray:
     return raw[start : start + size].reshape(shape)
 
 
+class Count:
+    """Tokens held: `position` int64 [1], those before the chunk that is being processed, which
+    recorded programs read when they run, and the chunk's that are already `pending` here."""
+
+    def __init__(self, position: np.ndarray) -> None:
+        self.position, self.pending = position, 0
+
+    @property
+    def n(self) -> int:
+        return int(self.position[0]) + self.pending
+
+    def settle(self, n: int) -> None:
+        """Let there be n tokens, none of them pending."""
+        self.position[0], self.pending = n, 0
+
+
 class SideCache:
     """Keys or values of one layer: pages uint8 [kv_heads, bytes], `n` tokens of which are
     filled."""
 
     def __init__(
-        self, side: Side, kind: CacheType, kv_heads: int, head_dim: int, n_ctx: int
+        self, side: Side, kind: CacheType, kv_heads: int, head_dim: int, n_ctx: int, count: Count
     ) -> None:
         self.side: Side = side
         self.type, self.kv_heads, self.head_dim = kind, kv_heads, head_dim
-        self.n = 0
+        self.count = count
         # pages in the packed format, open one included if there is no tail; None once evicted
         self.pages: list[np.ndarray | None] = []
         # addresses of the pages, the open one included; 0 for evicted pages
         self.table = np.zeros(-(-n_ctx // kind.page_tokens), np.int64)
         self._tail: np.ndarray | None = None
+
+    @property
+    def n(self) -> int:
+        return self.count.n
 
     @property
     def nbytes(self) -> int:
@@ -156,7 +177,6 @@ class SideCache:
         if self.type.tail is None:
             keep = -(-n // self.type.page_tokens)
         del self.pages[keep:]
-        self.n = n
 
 
 class LayerCache:
@@ -170,14 +190,16 @@ class LayerCache:
         n_ctx: int,
         window: int | None,
         index: int,
+        position: np.ndarray | None = None,
     ) -> None:
-        self.k = SideCache("k", types[0], kv_heads, head_dim, n_ctx)
-        self.v = SideCache("v", types[1], kv_heads, head_dim, n_ctx)
-        self.window, self.index = window, index
+        self.count = Count(np.zeros(1, np.int64) if position is None else position)
+        self.k = SideCache("k", types[0], kv_heads, head_dim, n_ctx, self.count)
+        self.v = SideCache("v", types[1], kv_heads, head_dim, n_ctx, self.count)
+        self.window, self.index, self.n_ctx = window, index, n_ctx
 
     @property
     def n(self) -> int:
-        return self.k.n
+        return self.count.n
 
     @property
     def nbytes(self) -> int:
@@ -191,9 +213,15 @@ class LayerCache:
             yield slice(start, start + size)
             start += size
 
-    def advance(self, tokens: int) -> None:
-        self.k.n += tokens
-        self.v.n += tokens
+    def open_pages(self) -> None:
+        """Make the pages that take the next token."""
+        self.k.open_page()
+        self.v.open_page()
+
+    def full(self) -> bool:
+        """Whether the last token filled a page of either side."""
+        sizes = (self.k.type.page_tokens, self.v.type.page_tokens)
+        return self.n > 0 and any(self.n % size == 0 for size in sizes)
 
     def seal(self) -> None:
         """Pack full pages and free those that no later query can see.
@@ -207,15 +235,30 @@ class LayerCache:
 
 
 class KVCache:
-    """The cache of one sequence: `layers` in order, all with the same number of tokens."""
+    """The cache of one sequence: `layers` in order, all with the same number of tokens.
+
+    `recorded` is what was recorded to run on this cache.
+    """
 
     def __init__(self, layers: list[LayerCache], n_ctx: int) -> None:
         self.layers, self.n_ctx = layers, n_ctx
+        self.recorded: dict[Any, Any] = {}
 
     @property
     def n(self) -> int:
         """Tokens held."""
         return self.layers[0].n
+
+    def open_pages(self) -> None:
+        """Make the pages that take the next token."""
+        for layer in self.layers:
+            layer.open_pages()
+
+    def advance(self, tokens: int) -> None:
+        """Count the chunk's tokens, which every layer has appended, among those held."""
+        n = int(self.layers[0].count.position[0]) + tokens
+        for layer in self.layers:
+            layer.count.settle(n)
 
     @property
     def nbytes(self) -> int:
@@ -229,7 +272,7 @@ class KVCache:
         before the cut falls back to nothing.
         """
         sides = [side for layer in self.layers for side in (layer.k, layer.v)]
-        n = min([n, *(side.n for side in sides)])
+        n = min([n, *(layer.n for layer in self.layers)])
         while (kept := min((side.boundary(n) for side in sides), default=n)) < n:
             n = kept
         for layer in self.layers:
@@ -238,6 +281,8 @@ class KVCache:
                 n = 0
         for side in sides:
             side.truncate(n)
+        for layer in self.layers:
+            layer.count.settle(n)
         return n
 
     def check_room(self, tokens: int) -> None:

@@ -39,8 +39,9 @@ class Decoder:
                 raise InputError(
                     f"{kind.format.name}: not supported by the {self.ops.name} backend"
                 )
+        position = np.zeros(1, np.int64)
         layers = [
-            LayerCache(types, a.kv_heads, a.head_dim, n_ctx, a.window, index)
+            LayerCache(types, a.kv_heads, a.head_dim, n_ctx, a.window, index, position)
             for index, a in enumerate(layer.attention for layer in self.spec.layers)
         ]
         return KVCache(layers, n_ctx)
@@ -49,6 +50,30 @@ class Decoder:
         """Append the tokens ids int32 [T] to the cache; their last hidden states [T, n_embd]."""
         cache.check_room(len(ids))
         self._reach(cache.n + len(ids))
+        x = self._layers(ids, cache)
+        self.ops.finish()  # ops read the position when they run
+        self._advance(cache, len(ids))
+        return x
+
+    def step(self, token: int, cache: KVCache) -> np.ndarray:
+        """Append one token; the logits float32 [n_vocab] that follow it.
+
+        The ops of a step are the same for every token: the backend may record them once.
+        """
+        cache.check_room(1)
+        self._reach(cache.n + 1)
+        cache.open_pages()
+        if self._rope_positions not in cache.recorded:
+            ids = np.zeros(1, np.int32)
+            body = self.ops.recorded(lambda: self.logits(self._layers(ids, cache)))
+            cache.recorded = {self._rope_positions: (ids, body)}  # older tables are gone
+        ids, run = cache.recorded[self._rope_positions]
+        ids[0] = token
+        logits = run()[0]
+        self._advance(cache, 1)
+        return logits
+
+    def _layers(self, ids: np.ndarray, cache: KVCache) -> Array:
         ops, spec = self.ops, self.spec
         x = ops.embed(self.weights.model["token_embd.weight"], ids)
         if spec.embed_scale != 1.0:
@@ -58,14 +83,21 @@ class Decoder:
             self._feed_forward(layer, weights, x)
         return x
 
-    def logits(self, hidden: Array) -> np.ndarray:
-        """float32 [T, n_vocab] on the host from hidden states [T, n_embd]."""
+    def _advance(self, cache: KVCache, tokens: int) -> None:
+        """Count the tokens that all layers have appended, and pack the pages they filled."""
+        cache.advance(tokens)
+        for kv in cache.layers:
+            if kv.full():
+                self.ops.seal(kv)
+
+    def logits(self, hidden: Array) -> Array:
+        """float32 [T, n_vocab] from hidden states [T, n_embd]."""
         weights = self.weights.model
         x = self._norm(hidden, weights["output_norm.weight"])
         logits = self.ops.linear(weights.get("output.weight", weights["token_embd.weight"]), x)
         if self.spec.logit_softcap:
             self.ops.softcap_(logits, self.spec.logit_softcap)
-        return self.ops.to_host(logits)
+        return logits
 
     def _reach(self, positions: int) -> None:
         """Let the rotation tables cover `positions`: they grow with use, not with the context."""
@@ -87,7 +119,7 @@ class Decoder:
         self, a: AttentionSpec, w: Mapping[str, Weight], kv: LayerCache, x: Array
     ) -> None:
         """x += attention(norm(x)), its keys and values appended to `kv`."""
-        ops, tokens, position = self.ops, x.shape[0], kv.n
+        ops, tokens = self.ops, x.shape[0]
         q, k, v = ops.linears(
             [w["attn_q.weight"], w["attn_k.weight"], w["attn_v.weight"]],
             self._norm(x, w["attn_norm.weight"]),
@@ -101,13 +133,14 @@ class Decoder:
         if "attn_k_norm.weight" in w:
             k = self._norm(k, w["attn_k_norm.weight"])
         table = self._rope_tables[a.rope]
-        ops.rope_(q, table, position, a.rope.layout)
-        ops.rope_(k, table, position, a.rope.layout)
+        ops.rope_(q, table, kv.count.position, a.rope.layout)
+        ops.rope_(k, table, kv.count.position, a.rope.layout)
         parts = []
         for cut in kv.segments(tokens):
             ops.append(kv, k[cut], v[cut])
             parts.append(ops.attend(q[cut], kv, a.scale, a.softcap))
-            ops.seal(kv)
+            if cut.stop < tokens:  # the last page waits until all layers have their tokens
+                ops.seal(kv)
         mixed = ops.concatenate(parts).reshape(tokens, a.heads * a.head_dim)
         y = ops.linear(w["attn_output.weight"], mixed, w.get("attn_output.bias"))
         self._residual(x, y, w.get("post_attention_norm.weight"))

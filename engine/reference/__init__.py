@@ -9,7 +9,7 @@ from gguf import quants
 from engine.checkpoint import Tensor
 from engine.errors import InputError
 from engine.kv.cache import CacheType, LayerCache, SideCache
-from engine.ops import HostOps, not_finite
+from engine.ops import Ops, not_finite
 
 
 def dequantize(tensor: Tensor) -> np.ndarray:
@@ -22,13 +22,22 @@ def dequantize(tensor: Tensor) -> np.ndarray:
     return values.astype(np.float32, copy=False).reshape(tensor.shape)
 
 
-class ReferenceOps(HostOps):
+class ReferenceOps(Ops):
     """Every op in float32 NumPy, attention over decoded pages."""
 
     name = "reference"
 
     def upload(self, tensor: Tensor) -> np.ndarray:
         return dequantize(tensor)
+
+    def asarray(self, x: np.ndarray) -> np.ndarray:
+        return x
+
+    def to_host(self, x: np.ndarray) -> np.ndarray:
+        return x
+
+    def concatenate(self, parts: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate(parts)
 
     def supports(self, kind: CacheType) -> bool:
         return True
@@ -46,9 +55,9 @@ class ReferenceOps(HostOps):
         mean = np.mean(np.square(x), axis=-1, keepdims=True, dtype=np.float32)
         return x / np.sqrt(mean + np.float32(eps)) * weight
 
-    def rope_(self, x: np.ndarray, table: np.ndarray, position: int, layout: str) -> None:
-        pairs = table.shape[1]
-        cos, sin = np.moveaxis(table[position : position + x.shape[0], None], -1, 0)
+    def rope_(self, x: np.ndarray, table: np.ndarray, position: np.ndarray, layout: str) -> None:
+        pairs, first = table.shape[1], int(position[0])
+        cos, sin = np.moveaxis(table[first : first + x.shape[0], None], -1, 0)
         if layout == "neox":
             first, second = x[..., :pairs], x[..., pairs : 2 * pairs]
         else:
@@ -59,14 +68,23 @@ class ReferenceOps(HostOps):
     def glu(self, gate: np.ndarray, up: np.ndarray, act: str) -> np.ndarray:
         return ACTIVATIONS[act](gate) * up
 
+    def add_(self, x: np.ndarray, y: np.ndarray) -> None:
+        x += y
+
+    def scale_(self, x: np.ndarray, factor: float) -> None:
+        x *= np.float32(factor)
+
+    def softcap_(self, x: np.ndarray, cap: float) -> None:
+        x[:] = np.float32(cap) * np.tanh(x / np.float32(cap))
+
     def append(self, layer: LayerCache, k: np.ndarray, v: np.ndarray) -> None:
         for side, x in ((layer.k, k), (layer.v, v)):
             # no comparison holds for a NaN
             bad = np.flatnonzero(~(np.abs(x) <= side.type.open_format.limit).all(axis=(1, 2)))
             if bad.size:
-                raise not_finite(layer.index, side, int(bad[0]))
+                raise not_finite(layer.index, side, side.n + int(bad[0]))
             _write_rows(side, x)
-        layer.advance(k.shape[0])
+        layer.count.pending += k.shape[0]
 
     def attend(self, q: np.ndarray, layer: LayerCache, scale: float, softcap: float) -> np.ndarray:
         tokens, heads, dim = q.shape

@@ -17,6 +17,9 @@ from engine.ops import Array, Ops
 HEAD_DIMS = (16, 32, 64, 72, 80, 96, 112, 128, 256)
 GROUPS = (1, 2, 3, 4, 5, 6, 7, 8)  # query heads per KV head
 
+# of products with rounded activations: 16-bit integers for a few tokens, bfloat16 for many
+INTEGERS, BFLOAT16 = 5e-5, 5e-3
+
 Run = Callable[[], np.ndarray]
 
 
@@ -82,7 +85,10 @@ def linear(kind: str, rows: int, columns: int, tokens: int, bias: bool = False) 
         x = ops.asarray(normal(tokens, columns))
         return lambda: ops.to_host(ops.linear(weight, x, added))
 
-    return OpCase(f"linear {kind} {rows}x{columns} T={tokens}{' bias' * bias}", prepare)
+    name = f"linear {kind} {rows}x{columns} T={tokens}{' bias' * bias}"
+    if kind in ("F32", "F16", "BF16", "MXFP4"):
+        return OpCase(name, prepare)
+    return OpCase(name, prepare, INTEGERS if tokens == 1 else BFLOAT16)
 
 
 def linears(tokens: int) -> OpCase:
@@ -99,7 +105,7 @@ def linears(tokens: int) -> OpCase:
 
         return run
 
-    return OpCase(f"linears T={tokens}", prepare)
+    return OpCase(f"linears T={tokens}", prepare, INTEGERS if tokens == 1 else BFLOAT16)
 
 
 def rms_norm(*shape: int) -> OpCase:
@@ -131,7 +137,9 @@ def rope(layout: str, dim: int, dims: int, position: int, tokens: int = 3) -> Op
     table = np.stack([np.cos(angle), np.sin(angle)], axis=-1).astype(np.float32)
     name = f"rope {layout} {dims} of {dim} at {position}"
     return in_place(
-        name, (tokens, 5, dim), lambda ops, x: ops.rope_(x, ops.asarray(table), position, layout)
+        name,
+        (tokens, 5, dim),
+        lambda ops, x: ops.rope_(x, ops.asarray(table), np.array([position]), layout),
     )
 
 
@@ -177,6 +185,7 @@ class Attention:
             ops.append(layer, ops.asarray(k[part]), ops.asarray(v[part]))
             if layer.n < self.cached:
                 ops.seal(layer)
+        ops.finish()
         return layer
 
     def cuts(self, layer: LayerCache) -> Iterator[slice]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from engine.checkpoint import Tensor
+from engine.backends import new_ops
+from engine.checkpoint import Checkpoint, Tensor
 from engine.config import available_cores
 from engine.cpu import CpuOps
 from engine.errors import InputError
@@ -18,7 +19,7 @@ from engine.kv.cache import CacheType, LayerCache, SideCache
 from engine.kv.format import Side
 from engine.kv.formats import BF16, KV_FORMATS, KV_TYPES, kv_format
 from engine.kv.formats.channels import ChannelFormat
-from engine.model.load import Model, load_model, open_checkpoint
+from engine.model.load import Model, open_checkpoint
 from engine.ops import Ops
 from engine.reference import ReferenceOps, dequantize
 from engine.session import Session
@@ -34,7 +35,19 @@ TOLERANCE = 5e-3
 
 @cache
 def model(name: str, backend: str = "cpu", threads: int = 1) -> Model:
-    return load_model(ORACLES / name, backend=backend, threads=threads)
+    return Model(exact(name), new_ops(backend, threads))
+
+
+def exact(name: str) -> Checkpoint:
+    """The checkpoint with its weights expanded to float32, whose products round nothing: what moves
+    logits then is the cache alone."""
+    found = open_checkpoint(ORACLES / name)
+    tensors = {}
+    for tensor in found.tensors.values():
+        values = dequantize(tensor)
+        data = values.view(np.uint8).reshape(1 if values.ndim == 1 else len(values), -1)
+        tensors[tensor.name] = Tensor(tensor.name, "F32", tensor.shape, data)
+    return replace(found, tensors=tensors)
 
 
 def session(name: str = "llama", kind: str | CacheType = "f32", **options: object) -> Session:
@@ -75,6 +88,17 @@ def test_token_by_token_gives_the_same_logits(kind: str) -> None:
     for token in PROMPT:
         logits = single.extend([token])
     assert error(logits, whole) < TOLERANCE
+
+
+def test_prompts_and_single_tokens_agree_up_to_the_rounding_of_products() -> None:
+    # F16 and F32 round nothing, BF16 rounds activations of prompts to 16 bits
+    for name in ("llama", "qwen2", "gemma3", "mistral"):
+        own = Model(open_checkpoint(ORACLES / name), CpuOps(1))
+        whole, single = (Session(own, ctk="f32", ctv="f32") for _ in range(2))
+        want = whole.extend(PROMPT[:70])
+        for token in PROMPT[:70]:
+            logits = single.extend([token])
+        assert error(logits, want) < 1e-3
 
 
 @pytest.mark.parametrize(("ctk", "ctv"), [("int3nsep:32", "q8_0"), ("q4_0", "int3nsep:64")])
@@ -173,7 +197,7 @@ class SimulatedOps(ReferenceOps):
 )
 def test_a_token_reads_packed_pages_and_its_own_page_exactly(name: str, ctk: str, ctv: str) -> None:
     tokens = PROMPT[:110]
-    simulated = Model(open_checkpoint(ORACLES / name), SimulatedOps())
+    simulated = Model(exact(name), SimulatedOps())
     want = np.concatenate([part for _, part in Session(simulated, ctk=ctk, ctv=ctv).score(tokens)])
     fused = session(name, ctk, ctv=ctv)
     got = [part for cut in ((0, 45), (45, 110)) for _, part in fused.score(tokens[slice(*cut)])]
@@ -181,12 +205,10 @@ def test_a_token_reads_packed_pages_and_its_own_page_exactly(name: str, ctk: str
 
 
 def test_an_exact_cache_changes_nothing() -> None:
-    exact = np.concatenate([part for _, part in session(kind="f32").score(PROMPT)])
-    simulated = Session(
-        Model(open_checkpoint(ORACLES / "llama"), SimulatedOps()), ctk="f32", ctv="f32"
-    )
+    held = np.concatenate([part for _, part in session(kind="f32").score(PROMPT)])
+    simulated = Session(Model(exact("llama"), SimulatedOps()), ctk="f32", ctv="f32")
     for _, want in simulated.score(PROMPT[:60]):
-        assert error(exact[:60], want) < 1e-5
+        assert error(held[:60], want) < 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +267,9 @@ def test_an_interrupted_extend_leaves_a_session_that_goes_on(
     name: str, op: str, call: int, kind: str
 ) -> None:
     ops = CpuOps(1)
-    stopped = Session(Model(open_checkpoint(ORACLES / name), ops), ctk=kind, ctv=kind)
+    if op == "seal" and kv_format(kind).page_tokens is None:
+        pytest.skip("nothing is sealed")
+    stopped = Session(Model(exact(name), ops), ctk=kind, ctv=kind)
     stopped.extend(PROMPT[:60])
     failing = Failing(ops, op, call)
     with pytest.raises(KeyboardInterrupt):

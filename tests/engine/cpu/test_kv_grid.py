@@ -52,7 +52,8 @@ def test_rows_are_encoded_byte_for_byte(kind: RowFormat) -> None:
         x[6] = rng.integers(-8, 9, (2, dim)) / 2
         x = x.astype(np.float32)
         layer = LayerCache((CacheType.of(kind), CacheType.of(kind)), 2, dim, 64, None, 0)
-        CPU.append(layer, x, -x)
+        CPU.append(layer, CPU.asarray(x), CPU.asarray(-x))
+        CPU.finish()
         for side, sign in ((layer.k, 1), (layer.v, -1)):
             page = side.pages[0]
             assert page is not None

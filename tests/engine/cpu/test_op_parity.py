@@ -12,6 +12,7 @@ import pytest
 from op_cases import OP_CASES, Attention, OpCase, linear
 
 from engine.cpu import CpuOps
+from engine.cpu.memory import Pool
 from engine.reference import ReferenceOps
 
 CPU, REFERENCE = CpuOps(), ReferenceOps()
@@ -64,6 +65,8 @@ def guarded(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Guarded]:
         for name, module in list(sys.modules.items()):
             if name.startswith(("engine.cpu", "engine.kv")) and hasattr(module, "np"):
                 monkeypatch.setattr(module, "np", guard)
+        monkeypatch.setattr(CPU, "_pool", Pool())
+        CPU.discard()
         return guard
 
     return install

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from engine.cpu.atomics import atomic_add
-from engine.cpu.jit import Verb
-from engine.cpu.simd import load_i64
-from engine.cpu.team import MOST_ITEMS, Team
+from engine.cpu.jit import Verb, field
+from engine.cpu.simd import load_i64, store_i64
+from engine.cpu.team import MOST_ITEMS, Program, Team
 
 
 def _count(arguments, item, slot):
     """Add 1 to the item's word, and to the slot's behind the items' words."""
-    counts, items = load_i64(arguments), load_i64(arguments + 8)
+    items, counts = field(arguments, 0), field(arguments, 1)
     atomic_add(counts + 8 * item, 1)
     atomic_add(counts + 8 * (items + slot), 1)
 
@@ -29,9 +29,10 @@ COUNT = Verb(_count)
 def run_counts(team: Team, items: int, times: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """(runs per item, runs per slot)."""
     counts = np.zeros(items + team.threads, np.int64)
-    arguments = np.array([counts.ctypes.data, items], np.int64)
+    program = Program()
+    program.add(COUNT, items, counts.ctypes.data)
     for _ in range(times):
-        team.run(COUNT, arguments.ctypes.data, items)
+        team.run(program.table())
     return counts[:items], counts[items:]
 
 
@@ -41,6 +42,34 @@ def test_every_item_runs_once_per_launch(threads: int, items: int) -> None:
     per_item, per_slot = run_counts(Team(threads), items, times=200)
     assert (per_item == 200).all()
     assert per_slot.sum() == 200 * items
+
+
+def _square_next(arguments, item, slot):
+    """Fields: source, target: the target's word is the square of the next word of the source."""
+    items = field(arguments, 0)
+    value = load_i64(field(arguments, 1) + 8 * ((item + 1) % items))
+    store_i64(field(arguments, 2) + 8 * item, value * value % 1000003)
+
+
+SQUARE = Verb(_square_next)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_an_entry_sees_all_that_the_entries_before_it_wrote(threads: int) -> None:
+    team, program = Team(threads), Program()
+    sizes = (64, 64, 1, 64, 7, 64)
+    words = [np.arange(2, 66, dtype=np.int64) for _ in range(len(sizes) + 1)]
+    want = words[0].copy()
+    for source, target, items in zip(words, words[1:], sizes, strict=False):
+        program.add(SQUARE, items, source.ctypes.data, target.ctypes.data)
+        step = np.arange(2, 66, dtype=np.int64)
+        step[:items] = np.roll(want[:items], -1) ** 2 % 1000003
+        want = step
+    for _ in range(300):
+        for array in words[1:]:
+            array[:] = np.arange(2, 66)
+        team.run(program.table())
+        np.testing.assert_array_equal(words[-1], want)
 
 
 def test_threads_asleep_wake_up_for_work() -> None:
@@ -53,7 +82,7 @@ def test_threads_asleep_wake_up_for_work() -> None:
 
 def test_more_items_than_a_ticket_holds_are_refused() -> None:
     with pytest.raises(ValueError, match="at most"):
-        Team(1).run(COUNT, 0, MOST_ITEMS + 1)
+        Program().add(COUNT, MOST_ITEMS + 1, 0)
 
 
 def test_callers_on_several_threads_take_turns() -> None:

@@ -1,0 +1,80 @@
+"""Memory for kernels: aligned arrays, and a pool whose blocks return when nobody holds them."""
+
+from __future__ import annotations
+
+import mmap
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+
+_LINE = 64  # bytes: vectors and tiles are loaded by the cache line
+
+
+def aligned_zeros(shape: tuple[int, ...], dtype: Any = np.uint8) -> np.ndarray:
+    """Zeroed memory that starts on a cache line."""
+    nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.zeros(nbytes + _LINE, np.uint8)
+    start = -raw.ctypes.data % _LINE
+    return raw[start : start + nbytes].view(dtype).reshape(shape)
+
+
+class _Block:
+    """The base object of the arrays that share one block of a pool."""
+
+    def __init__(self, pool: Pool, memory: np.ndarray, nbytes: int) -> None:
+        self._pool, self._memory = pool, memory
+        self.__array_interface__ = {
+            "data": (memory.ctypes.data, False),
+            "shape": (nbytes,),
+            "typestr": "|u1",
+            "version": 3,
+        }
+
+    def __del__(self) -> None:
+        self._pool.give_back(self._memory)
+
+
+class Pool:
+    """Blocks of memory by size.
+
+    Fresh memory for every temporary would cost a page fault per 4 KB, a tenth of a prompt's time.
+    A recorded program runs its entries in order, so a block may serve again as soon as no array of
+    the recording holds it.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[np.ndarray]] = defaultdict(list)
+
+    def take(self, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
+        """An array of undefined contents that starts on a cache line."""
+        count = int(np.prod(shape))
+        nbytes = count * np.dtype(dtype).itemsize
+        size = max(_LINE, 1 << (nbytes - 1).bit_length()) if nbytes else _LINE
+        free = self._free[size]
+        memory = free.pop() if free else aligned_zeros((size,))
+        block = _Block(self, memory, nbytes)
+        return np.asarray(block).view(dtype).reshape(shape)
+
+    def give_back(self, memory: np.ndarray) -> None:
+        self._free[memory.size].append(memory)
+
+
+def pooled(array: np.ndarray) -> bool:
+    """Whether the array's memory is a block of a pool, which outlives it."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return isinstance(base, _Block)
+
+
+def forget(data: np.ndarray) -> None:
+    """Let the system drop the file's pages behind `data`, if it is mapped: they were copied."""
+    base: Any = data
+    while base is not None and not isinstance(base, mmap.mmap):
+        base = getattr(base, "base", None) if not isinstance(base, memoryview) else base.obj
+    if base is None or not hasattr(base, "madvise"):
+        return
+    start = data.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
+    first = start // mmap.PAGESIZE * mmap.PAGESIZE
+    base.madvise(mmap.MADV_DONTNEED, first, start + data.nbytes - first)
