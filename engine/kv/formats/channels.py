@@ -44,6 +44,9 @@ from engine.kv.format import PAGE, KVFormat, Side
 from engine.kv.formats.floats import F16_MAX
 from engine.kv.formats.scales import asymmetric, encode_codes, symmetric, zero_code
 
+# The least lengths divided by: a token of zeros has none
+LEAST_NORM, LEAST_RESTORED = np.float32(1e-12), np.float32(1e-8)
+
 
 def padded_dim(head_dim: int) -> int:
     return -(-head_dim // 16) * 16
@@ -92,7 +95,7 @@ class ChannelFormat(KVFormat):
         if self.norms == "none":
             u = np.clip(x, -F16_MAX, F16_MAX)
         else:
-            norm = np.maximum(_length(x), np.float32(1e-12))
+            norm = np.maximum(_length(x), LEAST_NORM)
             u = x / norm
         if self.asym:
             m, s = asymmetric(u, self.bits, axis=-2)
@@ -102,7 +105,7 @@ class ChannelFormat(KVFormat):
         if norm is None:
             return codes, None, m, s
         if self.norms == "restored":
-            norm = norm / np.maximum(_length(self._decoded(codes, m, s)), np.float32(1e-8))
+            norm = norm / np.maximum(_length(self._decoded(codes, m, s)), LEAST_RESTORED)
         return codes, np.minimum(norm, F16_MAX).astype(np.float16), m, s
 
     def _decoded(self, codes: np.ndarray, m: np.ndarray | None, s: np.ndarray) -> np.ndarray:
@@ -128,7 +131,19 @@ class ChannelFormat(KVFormat):
 
 
 def _length(x: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.sum(np.square(x), axis=-1, keepdims=True))
+    """Lengths [..., 1] of float32 x [..., D], summed in an order that backends can keep.
+
+    Lane i adds the squares of channels i, i + 16, i + 32, ... one after another; then halves of the
+    16 lanes are added until one is left.
+    """
+    squares = np.zeros((*x.shape[:-1], padded_dim(x.shape[-1])), np.float32)
+    np.square(x, out=squares[..., : x.shape[-1]])
+    total = squares[..., :16]
+    for first in range(16, squares.shape[-1], 16):
+        total = total + squares[..., first : first + 16]
+    while (lanes := total.shape[-1] // 2) > 0:
+        total = total[..., :lanes] + total[..., lanes:]
+    return np.sqrt(total)
 
 
 def _to_steps(codes: np.ndarray, side: Side) -> np.ndarray:

@@ -42,8 +42,7 @@ class RowFormat(TokenFormat):
     def encode_rows(self, x: np.ndarray) -> np.ndarray:
         *lead, channels = x.shape
         if self.asym:
-            # a minimum may be a zero of either sign: with 0 added there is one
-            m, s = asymmetric(x + np.float32(0), self.bits, axis=-1)
+            m, s = asymmetric(x, self.bits, axis=-1)
             header = np.concatenate([s, m], axis=-1)
         else:
             header = s = symmetric(x, self.bits, axis=-1)

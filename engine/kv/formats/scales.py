@@ -29,7 +29,9 @@ def symmetric(x: np.ndarray, bits: int, axis: int) -> np.ndarray:
 
 def asymmetric(x: np.ndarray, bits: int, axis: int) -> tuple[np.ndarray, np.ndarray]:
     """Minimum and step of float32 x along `axis`, float16, the axis kept with length 1."""
-    low, high = x.min(axis=axis, keepdims=True), x.max(axis=axis, keepdims=True)
+    # the minimum may be a zero of either sign: with 0 added there is one
+    low = x.min(axis=axis, keepdims=True) + np.float32(0)
+    high = x.max(axis=axis, keepdims=True)
     return low.astype(np.float16), _step(high - low, (1 << bits) - 1)
 
 
