@@ -15,12 +15,13 @@ from engine.config import available_cores
 from engine.cpu import elementwise
 from engine.cpu.attention import attend
 from engine.cpu.kv_encode import ENCODERS, NONE_BAD, append
+from engine.cpu.kv_seal import has_verb, place, seal_pages
 from engine.cpu.kv_verbs import supported
 from engine.cpu.matrix import Matrix, Products, matrix
 from engine.cpu.memory import Pool, aligned_zeros, pooled
 from engine.cpu.team import Program, Team
 from engine.errors import InputError
-from engine.kv.cache import CacheType, LayerCache, SideCache
+from engine.kv.cache import CacheType, LayerCache, SideCache, pack_tail
 from engine.ops import Ops, not_finite
 from engine.reference import dequantize
 
@@ -171,7 +172,7 @@ class CpuOps(Ops):
     def append(self, layer: LayerCache, k: np.ndarray, v: np.ndarray) -> None:
         recording = self._recording
         self._hold(k, v)
-        layer.open_pages()
+        layer.open_pages(k.shape[0])
         for side, x in ((layer.k, k), (layer.v, v)):
             bad = append(recording.program, recording.pool, self.threads, side, x)
             recording.checks.append((bad, layer.index, side))
@@ -183,5 +184,17 @@ class CpuOps(Ops):
         return attend(recording.program, recording.pool, self.threads, q, layer, scale, softcap)
 
     def seal(self, layer: LayerCache) -> None:
-        self.finish()
-        layer.seal()
+        layer.seal(self._pack)
+
+    def _pack(self, side: SideCache, page: np.ndarray) -> None:
+        if not has_verb(side.type):
+            self.finish()
+            pack_tail(side, page)
+            return
+        recording = self._recording
+        recording.program.hold(side.tail, page, side.table)
+        seal_pages(
+            recording.program, recording.pool, self.threads, side.type, side.tail, side.side,
+            side.head_dim, page,
+        )  # fmt: skip
+        place(recording.program, page, side.table, len(side.pages))

@@ -8,7 +8,7 @@ form of all earlier pages and the exact form of its own, however the prompt was 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +76,26 @@ class Count:
         self.position[0], self.pending = n, 0
 
 
+def encode_tail(
+    kind: CacheType, tail: np.ndarray, side: Side, head_dim: int, page: np.ndarray
+) -> None:
+    """Pack a full tail uint8 [kv_heads, bytes] into `page` uint8 [kv_heads, bytes]."""
+    assert kind.tail is not None
+    page[:] = kind.format.encode(kind.tail.decode(tail, head_dim, side), side)
+
+
+def pack_tail(side: SideCache, page: np.ndarray) -> None:
+    """Pack the side's full tail into `page` and put this in the tail's place.
+
+    A backend may have something to the same effect.
+    """
+    encode_tail(side.type, side.tail, side.side, side.head_dim, page)
+    side.table[len(side.pages)] = page.ctypes.data
+
+
+Packer = Callable[["SideCache", np.ndarray], None]
+
+
 class SideCache:
     """Keys or values of one layer: pages uint8 [kv_heads, bytes], `n` tokens of which are
     filled."""
@@ -102,21 +122,28 @@ class SideCache:
         held = sum(page.nbytes for page in self.pages if page is not None)
         return held + (0 if self._tail is None else self._tail.nbytes)
 
-    def room(self) -> int:
-        """Tokens that fit before the open page ends."""
+    def room(self) -> int | None:
+        """Tokens that fit before the tail is full; token formats have no such end."""
+        if self.type.tail is None:
+            return None
         return self.type.page_tokens - self.n % self.type.page_tokens
 
-    def open_page(self) -> np.ndarray:
-        """The page that takes the next token, uint8 [kv_heads, bytes] in `open_format`."""
-        index, kind = self.n // self.type.page_tokens, self.type
+    def open_pages(self, tokens: int) -> None:
+        """Make the pages, uint8 [kv_heads, bytes] in `open_format`, that take the next tokens."""
+        kind = self.type
         nbytes = kind.open_format.page_nbytes(kind.page_tokens, self.head_dim)
         if kind.tail is not None:
             if self._tail is None:
                 self._tail = _aligned((self.kv_heads, nbytes))
-            self.table[index] = self._tail.ctypes.data
-            return self._tail
-        if index == len(self.pages):
+            self.table[self.n // kind.page_tokens] = self._tail.ctypes.data
+            return
+        while len(self.pages) * kind.page_tokens < self.n + tokens:
             self._place(_aligned((self.kv_heads, nbytes)))
+
+    def open_page(self, index: int) -> np.ndarray:
+        """Page `index`, which is not sealed."""
+        if self.type.tail is not None:
+            return self.tail
         page = self.pages[index]
         assert page is not None
         return page
@@ -125,18 +152,22 @@ class SideCache:
         self.table[len(self.pages)] = page.ctypes.data
         self.pages.append(page)
 
-    def seal(self) -> None:
+    @property
+    def tail(self) -> np.ndarray:
+        """The open page of a page format, uint8 [kv_heads, bytes]."""
+        assert self._tail is not None
+        return self._tail
+
+    def seal(self, pack: Packer) -> None:
         """Pack the tail if it is full.  Sealed pages never change."""
         kind = self.type
         packed = len(self.pages) * kind.page_tokens
         if kind.tail is None or self.n - packed < kind.page_tokens:
             return
-        assert self._tail is not None
-        exact = kind.tail.decode(self._tail, self.head_dim, self.side)
-        packed = kind.format.encode(exact, self.side)
-        page = _aligned((self.kv_heads, packed.shape[-1]))
-        page[:] = packed
-        self._place(page)
+        nbytes = kind.format.page_nbytes(kind.page_tokens, self.head_dim)
+        page = _aligned((self.kv_heads, nbytes))
+        pack(self, page)
+        self.pages.append(page)
 
     def decode(self, start: int) -> np.ndarray:
         """Tokens start..n as float32 [kv_heads, n - start, head_dim]; `start` begins a page."""
@@ -206,31 +237,36 @@ class LayerCache:
         return self.k.nbytes + self.v.nbytes
 
     def segments(self, tokens: int) -> Iterator[slice]:
-        """Cut `tokens` new tokens at page boundaries; the cache advances between the cuts."""
+        """Cut `tokens` new tokens where a tail is full; the cache advances between the cuts."""
         start = 0
         while start < tokens:
-            size = min(tokens - start, self.k.room(), self.v.room())
+            rooms = (side.room() for side in (self.k, self.v))
+            size = min([tokens - start, *(room for room in rooms if room is not None)])
             yield slice(start, start + size)
             start += size
 
-    def open_pages(self) -> None:
-        """Make the pages that take the next token."""
-        self.k.open_page()
-        self.v.open_page()
+    def open_pages(self, tokens: int) -> None:
+        """Make the pages that take the next tokens."""
+        self.k.open_pages(tokens)
+        self.v.open_pages(tokens)
 
     def full(self) -> bool:
         """Whether the last token filled a page of either side."""
         sizes = (self.k.type.page_tokens, self.v.type.page_tokens)
         return self.n > 0 and any(self.n % size == 0 for size in sizes)
 
-    def seal(self) -> None:
-        """Pack full pages and free those that no later query can see.
+    def seal(self, pack: Packer = pack_tail) -> None:
+        """Pack full pages."""
+        self.k.seal(pack)
+        self.v.seal(pack)
+
+    def evict(self) -> None:
+        """Free the pages that no later query can see.
 
         One page more than the window is kept, so that a short roll-back stays possible.
         """
-        for side in (self.k, self.v):
-            side.seal()
-            if self.window is not None:
+        if self.window is not None:
+            for side in (self.k, self.v):
                 side.evict(self.n - self.window - side.type.page_tokens)
 
 
@@ -249,16 +285,17 @@ class KVCache:
         """Tokens held."""
         return self.layers[0].n
 
-    def open_pages(self) -> None:
-        """Make the pages that take the next token."""
+    def open_pages(self, tokens: int) -> None:
+        """Make the pages that take the next tokens."""
         for layer in self.layers:
-            layer.open_pages()
+            layer.open_pages(tokens)
 
     def advance(self, tokens: int) -> None:
         """Count the chunk's tokens, which every layer has appended, among those held."""
         n = int(self.layers[0].count.position[0]) + tokens
         for layer in self.layers:
             layer.count.settle(n)
+            layer.evict()
 
     @property
     def nbytes(self) -> int:

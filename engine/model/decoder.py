@@ -62,7 +62,7 @@ class Decoder:
         """
         cache.check_room(1)
         self._reach(cache.n + 1)
-        cache.open_pages()
+        cache.open_pages(1)
         if self._rope_positions not in cache.recorded:
             ids = np.zeros(1, np.int32)
             body = self.ops.recorded(lambda: self.logits(self._layers(ids, cache)))
@@ -89,6 +89,7 @@ class Decoder:
         for kv in cache.layers:
             if kv.full():
                 self.ops.seal(kv)
+        self.ops.finish()
 
     def logits(self, hidden: Array) -> Array:
         """float32 [T, n_vocab] from hidden states [T, n_embd]."""

@@ -78,6 +78,7 @@ class ReferenceOps(Ops):
         x[:] = np.float32(cap) * np.tanh(x / np.float32(cap))
 
     def append(self, layer: LayerCache, k: np.ndarray, v: np.ndarray) -> None:
+        layer.open_pages(len(k))
         for side, x in ((layer.k, k), (layer.v, v)):
             # no comparison holds for a NaN
             bad = np.flatnonzero(~(np.abs(x) <= side.type.open_format.limit).all(axis=(1, 2)))
@@ -123,11 +124,16 @@ ACTIVATIONS = {"silu": _silu, "gelu_tanh": _gelu_tanh}
 
 
 def _write_rows(side: SideCache, x: np.ndarray) -> None:
-    """Encode x [T, kv_heads, D] into the open page behind the tokens it already holds."""
-    stored, tokens = side.type.open_format, x.shape[0]
-    row, start = stored.row_nbytes(side.head_dim), side.n % side.type.page_tokens
-    encoded = stored.encode(np.ascontiguousarray(x.swapaxes(0, 1)), side.side)
-    side.open_page()[:, start * row : (start + tokens) * row] = encoded
+    """Encode x [T, kv_heads, D] into the open pages behind the tokens they already hold."""
+    stored, size, done = side.type.open_format, side.type.page_tokens, 0
+    row = stored.row_nbytes(side.head_dim)
+    while done < len(x):
+        index, start = divmod(side.n + done, size)
+        part = x[done : done + size - start]
+        encoded = stored.encode(np.ascontiguousarray(part.swapaxes(0, 1)), side.side)
+        page = side.open_page(index)
+        page[:, start * row : (start + len(part)) * row] = encoded
+        done += len(part)
 
 
 def _decode(side: SideCache, first: int) -> np.ndarray:

@@ -1,6 +1,7 @@
-"""Let these tests import the list of op cases that stands one folder up."""
+"""Let these tests import the list of op cases one folder up and the formats' awkward pages."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+ENGINE = Path(__file__).parents[1]
+sys.path[:0] = [str(ENGINE), str(ENGINE / "kv")]

@@ -69,11 +69,11 @@ def test_bytes_outside_the_appended_rows_stay(kind: KVFormat, dim: int) -> None:
     layer, x = layer_of(kind, dim), awkward(40, dim)
     append(layer, x[:10], x[:10])
     for side in (layer.k, layer.v):
-        side.open_page()[:] = 0xAB
+        side.open_page(0)[:] = 0xAB
     append(layer, x[10:13], x[10:13])
     for side in (layer.k, layer.v):
         row = side.type.open_format.row_nbytes(dim)
-        page = side.open_page()
+        page = side.open_page(0)
         assert (page[:, : 10 * row] == 0xAB).all() and (page[:, 13 * row :] == 0xAB).all()
         assert (page[:, 10 * row : 13 * row] != 0xAB).any(axis=1).all()
 

@@ -1,0 +1,316 @@
+"""Packing pages of `engine.kv.formats.channels`, byte for byte as the NumPy reference does it.
+
+    seal(rows, page, scratch, tokens, dim, side, bits, parts, decoder, row_nbytes, values)
+
+packs one KV head's tokens: `rows` are their tail, `row_nbytes` each, that `decoder` (see
+`engine.cpu.kv_decode`) turns into `values` float32 each, at least dim.  All bytes of the packed
+`page` are written; `scratch` holds `scratch_nbytes`.  `side` is 1 for values, and `parts` is the
+sum of what the type has: NORMS, MINIMA (see `engine.cpu.kv_pages`), RESTORED norms.
+
+Every sum has the order that the reference states, and nothing is fused that it rounds twice.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from engine.cpu.jit import Verb, call, field, kernel
+from engine.cpu.kv_decode import DECODERS
+from engine.cpu.kv_pages import MINIMA, NORMS
+from engine.cpu.memory import Pool
+from engine.cpu.planes import pack_set
+from engine.cpu.simd import (
+    convert,
+    f16x16,
+    f32x16,
+    fma,
+    load,
+    load_f32,
+    load_u32,
+    maximum,
+    minimum,
+    reduce_add,
+    rint,
+    splat,
+    store,
+    store_f16,
+    store_f32,
+    store_i64,
+    store_u8,
+    store_u32,
+    u8x16,
+    u32x16,
+    zeros,
+)
+from engine.cpu.team import Program
+from engine.kv.cache import CacheType
+from engine.kv.format import Side
+from engine.kv.formats.channels import LEAST_NORM, LEAST_RESTORED, ChannelFormat, padded_dim
+from engine.kv.formats.floats import F16_MAX
+from engine.kv.formats.scales import F16_TINY
+
+RESTORED = 4
+BLOCK = 32  # tokens encoded at a time, a divisor of every page
+LARGEST = np.float32(F16_MAX)
+
+
+@kernel
+def _stride(values):
+    """float32 values from one decoded row to the next."""
+    return (values + 15) & ~15
+
+
+@kernel
+def _decode(rows, tokens, row_nbytes, decoder, values, dim, target):
+    """float32 rows [tokens, stride] with zeros behind dim."""
+    for t in range(tokens):
+        row = target + 4 * t * _stride(values)
+        call(decoder, (rows + t * row_nbytes, row, values))
+        for c in range(dim, _stride(values)):
+            store_f32(row + 4 * c, np.float32(0))
+
+
+@kernel
+def _length(squares):
+    return np.float32(math.sqrt(reduce_add(squares)))
+
+
+@kernel
+def _measure(rows, tokens, stride, lanes, norms):
+    """The lengths of the rows, to float32 norms [tokens]."""
+    for t in range(tokens):
+        row = rows + 4 * t * stride
+        squares = zeros(f32x16)
+        for c in range(0, 4 * lanes, 64):
+            x = load(f32x16, row + c)
+            squares = squares + x * x
+        store_f32(norms + 4 * t, max(_length(squares), LEAST_NORM))
+
+
+@kernel
+def _prepare(row, norm, parts):
+    """Replace the 16 values at `row` by those to be quantized, and return them."""
+    x = load(f32x16, row)
+    if parts & NORMS:
+        x = x / load_f32(norm)
+    else:
+        x = minimum(maximum(x, splat(f32x16, -LARGEST)), splat(f32x16, LARGEST))
+    store(row, x)
+    return x
+
+
+@kernel
+def _range(rows, tokens, stride, norms, metadata, ranges, lanes, bits, parts):
+    """Prepare the 16 channels at `rows` and find their m and s.
+
+    Stored as float16 m and s [lanes] at `metadata`, and for `_encode` as float32 m, s and 1 / s
+    [lanes] at `ranges`, where 1 / s is 0 if s is.
+    """
+    low = low2 = splat(f32x16, np.float32(np.inf))
+    high = high2 = splat(f32x16, np.float32(-np.inf))
+    for t in range(0, tokens, 2):
+        row = rows + 4 * t * stride
+        x = _prepare(row, norms + 4 * t, parts)
+        low, high = minimum(low, x), maximum(high, x)
+        x = _prepare(row + 4 * stride, norms + 4 * t + 4, parts)
+        low2, high2 = minimum(low2, x), maximum(high2, x)
+    low, high = minimum(low, low2), maximum(high, high2)
+    low = low + np.float32(0)  # never a negative zero
+    if parts & MINIMA:
+        m = convert(f16x16, low)
+        store(metadata, m)
+        metadata += 2 * lanes
+        store(ranges, convert(f32x16, m))
+        reach, levels = high - low, np.float32((1 << bits) - 1)
+    else:
+        store(ranges, zeros(f32x16))
+        reach, levels = maximum(high, low * np.float32(-1)), np.float32((1 << (bits - 1)) - 1)
+    s = convert(f32x16, convert(f16x16, reach / levels))
+    # the smallest positive float16 at least, where the reach is not 0
+    s = maximum(s, minimum(reach * np.float32(2.0**126), splat(f32x16, F16_TINY)))
+    s = s + np.float32(0)
+    store(metadata, convert(f16x16, s))
+    store(ranges + 4 * lanes, s)
+    moving = minimum(s / F16_TINY, splat(f32x16, np.float32(1)))  # 0 or 1
+    store(ranges + 8 * lanes, moving / maximum(s, splat(f32x16, F16_TINY)))
+
+
+@kernel
+def _encode(row, ranges, lanes, lowest, highest, zero, codes):
+    """Codes of one token's float32 row [lanes]; returns the length of what they stand for."""
+    bottom, top = splat(f32x16, lowest), splat(f32x16, highest)
+    squares = zeros(f32x16)
+    for c in range(0, lanes, 16):
+        m, s = load(f32x16, ranges + 4 * c), load(f32x16, ranges + 4 * (lanes + c))
+        inverse = load(f32x16, ranges + 4 * (2 * lanes + c))
+        x = load(f32x16, row + 4 * c) - m
+        # x / s to the last bit without a division: s has 11 significant bits, so the remainder is
+        # exact, and no quotient is so close to the middle of two floats that 1 / s decides
+        scaled = x * inverse
+        scaled = fma(fma(scaled * np.float32(-1), s, x), inverse, scaled)
+        code = minimum(maximum(rint(scaled), bottom), top)
+        decoded = fma(code, s, m)  # of 19 bits, the product is exact
+        squares = squares + decoded * decoded
+        store(codes + c, convert(u8x16, code + zero))
+    return _length(squares)
+
+
+@kernel
+def _key_steps(codes, lanes, steps):
+    """Codes uint8 [BLOCK, lanes] as steps: 16 tokens by 4 channels."""
+    for t in range(0, BLOCK, 16):
+        for c in range(0, lanes, 4):
+            source = codes + t * lanes + c
+            for i in range(16):
+                store_u32(steps + 4 * i, load_u32(source + i * lanes))
+            steps += 64
+
+
+@kernel
+def _value_steps(codes, lanes, steps):
+    """Codes uint8 [BLOCK, lanes] as steps: 16 channels by 4 tokens."""
+    for c in range(0, lanes, 16):
+        for t in range(0, BLOCK, 4):
+            word = zeros(u32x16)
+            for i in range(4):
+                part = convert(u32x16, load(u8x16, codes + (t + i) * lanes + c))
+                word = word | (part << (8 * i))
+            store(steps, word)
+            steps += 64
+
+
+@kernel
+def _pack_block(codes, block, blocks, lanes, side, steps, page, bits):
+    """Pack codes uint8 [BLOCK, lanes].
+
+    A set of values is 32 tokens of 16 channels: the block has one in each group of channels.  Its
+    sets of keys follow one another.
+    """
+    sets = lanes // 16
+    if side == 0:
+        _key_steps(codes, lanes, steps)
+        first, distance = block * sets, 1
+    else:
+        _value_steps(codes, lanes, steps)
+        first, distance = block, blocks
+    for i in range(sets):
+        pack_set(steps + 512 * i, page + 64 * bits * (first + i * distance), bits)
+
+
+@kernel
+def _store_norm(target, norm, length, parts):
+    if parts & RESTORED:
+        norm = norm / max(length, LEAST_RESTORED)
+    store_f16(target, min(norm, LARGEST))
+
+
+@kernel
+def _encode_block(rows, stride, dim, bits, parts, norms, stored_norms, ranges, codes):
+    """Codes uint8 [BLOCK, lanes] of the rows, 0 behind dim, and their norms as they are stored."""
+    lanes = (dim + 15) & ~15
+    zero, highest = np.float32(0), np.float32((1 << bits) - 1)
+    if not parts & MINIMA:
+        zero = highest = np.float32((1 << (bits - 1)) - 1)
+    for t in range(BLOCK):
+        row, target = rows + 4 * t * stride, codes + t * lanes
+        length = _encode(row, ranges, lanes, -zero, highest, zero, target)
+        for c in range(dim, lanes):
+            store_u8(target + c, 0)
+        if parts & NORMS:
+            _store_norm(stored_norms + 2 * t, load_f32(norms + 4 * t), length, parts)
+
+
+@kernel
+def seal(rows, page, scratch, tokens, dim, side, bits, parts, decoder, row_nbytes, values):
+    lanes, stride = (dim + 15) & ~15, _stride(values)
+    norms = scratch + 4 * tokens * stride
+    ranges = norms + 4 * tokens
+    codes = ranges + 12 * lanes
+    steps = codes + BLOCK * lanes
+    stored_norms = page + tokens * lanes * bits // 8
+    stored_ranges = stored_norms + (2 * tokens if parts & NORMS else 0)
+    _decode(rows, tokens, row_nbytes, decoder, values, dim, scratch)
+    if parts & NORMS:
+        _measure(scratch, tokens, stride, lanes, norms)
+    for c in range(0, lanes, 16):
+        x, stored, kept = scratch + 4 * c, stored_ranges + 2 * c, ranges + 4 * c
+        _range(x, tokens, stride, norms, stored, kept, lanes, bits, parts)
+    for t in range(0, tokens, BLOCK):
+        x, norm, stored = scratch + 4 * t * stride, norms + 4 * t, stored_norms + 2 * t
+        _encode_block(x, stride, dim, bits, parts, norm, stored, ranges, codes)
+        _pack_block(codes, t // BLOCK, tokens // BLOCK, lanes, side, steps, page, bits)
+
+
+def scratch_nbytes(tokens: int, head_dim: int, values: int) -> int:
+    """Bytes of `scratch`: float32 rows, norms and ranges, and a block of codes in two orders."""
+    lanes = padded_dim(head_dim)
+    return 4 * tokens * (-(-values // 16) * 16 + 1) + (12 + 2 * BLOCK) * lanes
+
+
+def _seal_item(arguments, head, slot):
+    """Item: a KV head.  Fields: tail, bytes per head, page, bytes per head, scratch, bytes per
+    thread, then the arguments of `seal` from `tokens` on."""
+    rows = field(arguments, 1) + head * field(arguments, 2)
+    page = field(arguments, 3) + head * field(arguments, 4)
+    scratch = field(arguments, 5) + slot * field(arguments, 6)
+    seal(
+        rows, page, scratch,
+        field(arguments, 7), field(arguments, 8), field(arguments, 9), field(arguments, 10),
+        field(arguments, 11), field(arguments, 12), field(arguments, 13), field(arguments, 14),
+    )  # fmt: skip
+
+
+def _place(arguments, item, slot):
+    """Fields: the address of a word, what to write there."""
+    store_i64(field(arguments, 1), field(arguments, 2))
+
+
+_SEAL_ITEM, _PLACE = Verb(_seal_item), Verb(_place)
+
+
+def has_verb(kind: CacheType) -> bool:
+    """Whether `seal_pages` serves the type."""
+    # a type derived from ChannelFormat may encode in its own way
+    return type(kind.format) is ChannelFormat and kind.tail is not None
+
+
+def parameters(kind: CacheType, head_dim: int, side: Side) -> tuple[int, ...]:
+    """The arguments of SEAL from `tokens` on."""
+    stored, tail = kind.format, kind.tail
+    assert isinstance(stored, ChannelFormat) and tail is not None
+    parts = NORMS * (stored.norms != "none") + MINIMA * stored.asym
+    parts += RESTORED * (stored.norms == "restored")
+    decoder = DECODERS[tail.name].address
+    row = tail.row_nbytes(head_dim), tail.channels(head_dim)
+    return kind.page_tokens, head_dim, int(side == "v"), stored.bits, parts, decoder, *row
+
+
+def seal_pages(
+    program: Program,
+    pool: Pool,
+    threads: int,
+    kind: CacheType,
+    tail: np.ndarray,
+    side: Side,
+    head_dim: int,
+    pages: np.ndarray,
+) -> None:
+    """Pack full tails uint8 [kv_heads, bytes] into `pages` uint8 [kv_heads, bytes].
+
+    For types that `has_verb` knows; equal to `engine.kv.cache.encode_tail`.
+    """
+    arguments = parameters(kind, head_dim, side)
+    nbytes = scratch_nbytes(kind.page_tokens, head_dim, arguments[-1])
+    scratch = pool.take((threads, nbytes), np.uint8)
+    program.add(
+        _SEAL_ITEM, len(tail),
+        tail.ctypes.data, tail.strides[0], pages.ctypes.data, pages.strides[0],
+        scratch.ctypes.data, scratch.strides[0], *arguments,
+    )  # fmt: skip
+
+
+def place(program: Program, page: np.ndarray, table: np.ndarray, index: int) -> None:
+    """table[index] = the page's address, once what comes before has run."""
+    program.add(_PLACE, 1, table[index:].ctypes.data, page.ctypes.data)
