@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine import InputError, Sampler, SamplerSpec
+from engine import InputError, Model, Sampler, SamplerSpec
 from engine.kv.cache import CacheType
 from engine.kv.formats import kv_format
 from minikv.generate import Generation
@@ -20,16 +20,17 @@ class EngineAnswerer:
     """Greedy answers of at most `limit` tokens, all through one session.
 
     Messages that begin alike are read once: the session keeps the keys and values they share.  A
-    model without a chat template continues the message as text.  With `prefill_no_think` the answer
-    begins after an empty think block.
+    model without a chat template `completes` the message as text.  With `prefill_no_think` the
+    answer begins after an empty think block.  `model` is that of `choice`, if already loaded.
     """
 
-    def __init__(self, choice: ModelChoice, limit: int, prefill_no_think: bool) -> None:
+    def __init__(
+        self, choice: ModelChoice, limit: int, prefill_no_think: bool, model: Model | None = None
+    ) -> None:
         self._choice, self._limit, self._no_think = choice, limit, prefill_no_think
-        self._model = choice.load()
+        self._model = model or choice.load()
         self._session = choice.session(self._model)
-        self._completes = self._model.tokenizer.chat_template is None
-
+        self.completes = self._model.tokenizer.chat_template is None
         self.about = self._describe()
 
     def _describe(self) -> dict[str, Any]:
@@ -44,15 +45,19 @@ class EngineAnswerer:
             "bits_k": round(bits_k, 4),
             "bits_v": round(bits_v, 4),
             "backend": choice.backend,
-            "chat_template": not self._completes,
+            "chat_template": not self.completes,
             "max_tokens": self._limit,
             "temperature": 0,
             "prefill_no_think": self._no_think,
         }
 
+    def count(self, message: str) -> int:
+        """The tokens of `message` with all that the chat template puts around it."""
+        return len(self._encode(message))
+
     def check(self, message: str) -> int:
         """The tokens of `message`.  Raises InputError when the context does not hold them."""
-        n, n_ctx = len(self._encode(message)), self._session.n_ctx
+        n, n_ctx = self.count(message), self._session.n_ctx
         if n >= n_ctx:
             raise InputError(
                 f"the corpus with its task has {n} tokens, the context only {n_ctx}; "
@@ -70,7 +75,7 @@ class EngineAnswerer:
             ids,
             Sampler(SamplerSpec(temp=0)),
             limit=self._limit,
-            continues=self._completes,
+            continues=self.completes,
         )
         for _ in generation:
             pass
@@ -88,7 +93,7 @@ class EngineAnswerer:
 
     def _encode(self, message: str) -> list[int]:
         tokenizer = self._model.tokenizer
-        if self._completes:
+        if self.completes:
             ids = tokenizer.encode(message, add_special=True)
         else:
             ids = encode_chat(tokenizer, [{"role": "user", "content": message}])

@@ -17,6 +17,7 @@ from engine import InputError
 from minikv.answerer import EngineAnswerer
 from minikv.run import ModelChoice, note
 from minikv.text import one_line
+from tools.json_file import check_writable
 from tools.recall import dump as dumps
 from tools.recall.answer import Answerer
 from tools.recall.corpus import Corpus, load
@@ -110,8 +111,8 @@ def _check_dump(path: Path) -> None:
     """Refuse a file that is no dump, or could not be written, before a model is loaded."""
     if os.path.lexists(path):
         dumps.load(path)
-    elif not path.parent.is_dir():
-        raise InputError(f"{path}: there is no directory {path.parent}")
+    else:
+        check_writable(path)
 
 
 def _dump(asking: Asking, corpus: Corpus, about: dict[str, Any], path: Path | None) -> Dump:

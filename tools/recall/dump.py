@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.errors import InputError
+from tools.json_file import read_json, refuse_another_run, write_json
 from tools.recall.function import Function
 from tools.recall.outcome import Outcome, Summary
 from tools.recall.scoring import PASS
 
 FORMAT = "minikv recall 1"
-_MAX_BYTES = 1 << 30
 
 
 @dataclass
@@ -52,37 +50,22 @@ class Dump:
 
     def save(self, path: Path) -> None:
         """Write `path` whole or leave it as it was."""
-        part = path.with_name(path.name + ".part")
-        try:
-            try:
-                with part.open("w", encoding="utf-8") as file:
-                    json.dump(self.as_data(), file, indent=1)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(part, path)
-            except BaseException:
-                part.unlink(missing_ok=True)
-                raise
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+        write_json(path, self.as_data())
 
 
 def load(path: Path) -> Dump:
     """The dump in `path`.  Raises InputError when it cannot be read or is none."""
-    try:
-        with path.open("rb") as file:
-            data = json.loads(file.read(_MAX_BYTES))
-        if data["format"] != FORMAT:
-            raise ValueError(f"format {data['format']!r:.40}")
-        outcomes = [Outcome.from_data(each) for each in data["targets"]]
-        relax_indent = data["scoring"]["relax_indent"] is True
-        if not isinstance(data["run"]["answerer"], dict):
-            raise ValueError("nobody answered")
-        return Dump(data["run"], str(data["command"]), relax_indent, outcomes)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise InputError(f"{path}: not a dump of minikv recall") from None
+    return read_json(path, _dump, "a dump of minikv recall")
+
+
+def _dump(data: Any) -> Dump:
+    if data["format"] != FORMAT:
+        raise ValueError(f"format {data['format']!r:.40}")
+    outcomes = [Outcome.from_data(each) for each in data["targets"]]
+    if not isinstance(data["run"]["answerer"], dict):
+        raise ValueError("nobody answered")
+    relax_indent = data["scoring"]["relax_indent"] is True
+    return Dump(data["run"], str(data["command"]), relax_indent, outcomes)
 
 
 def resume(path: Path, fresh: Dump) -> Dump:
@@ -93,19 +76,6 @@ def resume(path: Path, fresh: Dump) -> Dump:
     if not os.path.lexists(path):
         return fresh
     earlier = load(path)
-    different = _difference(earlier.run, json.loads(json.dumps(fresh.run)))
-    if different:
-        raise InputError(f"{path}: holds another run: {different}; choose another file")
+    refuse_another_run(path, earlier.run, fresh.run)
     fresh.outcomes = earlier.outcomes
     return fresh
-
-
-def _difference(there: Any, here: Any, name: str = "") -> str | None:
-    """The first value that differs, in one line."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key in [*here, *(key for key in there if key not in here)]:
-            found = _difference(there.get(key), here.get(key), f"{name}.{key}".lstrip("."))
-            if found:
-                return found
-        return None
-    return None if there == here else f"{name} is {there!r:.80} there and {here!r:.80} here"

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tools.rates import wilson
 from tools.recall.answer import Answer
 from tools.recall.function import PRIMARY, Function
 from tools.recall.scoring import Score, score
-
-_Z = 1.959963984540054  # a standard normal lies within +/- this with 95 %
 
 
 @dataclass(frozen=True)
@@ -108,18 +106,6 @@ class Summary:
             "pass_rate_low": low,
             "pass_rate_high": high,
         }
-
-
-def wilson(passed: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a rate seen as `passed` of `n`."""
-    if not n:
-        return 0.0, 1.0
-    rate, z2 = passed / n, _Z * _Z
-    centre = rate + z2 / (2 * n)
-    half = _Z * math.sqrt(rate * (1 - rate) / n + z2 / (4 * n * n))
-    # at 0 and n an end is exactly 0 or 1; rounding must not push it beyond
-    scale = 1 + z2 / n
-    return max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)
 
 
 def _score_data(scored: Score) -> dict[str, Any]:

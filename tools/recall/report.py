@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from rich.text import Text
 
+from tools.rates import wilson
 from tools.recall.function import PRIMARY
-from tools.recall.outcome import Outcome, Summary, wilson
+from tools.recall.outcome import Outcome, Summary
 from tools.recall.scoring import Kind, Score
 
 # a mark for those who see no colours, and the colour

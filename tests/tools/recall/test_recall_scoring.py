@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tools.recall.corpus import load
-from tools.recall.outcome import Summary, wilson
+from tools.recall.outcome import Summary
 from tools.recall.scoring import Score, produced_text, score
 
 BODY = [f"    line {i}" if i % 5 else "" for i in range(1, 61)]
@@ -114,22 +112,6 @@ def test_every_line_is_told_of_exactly_once(body: list[str], answer: list[str]) 
     assert kinds.count("matched") + kinds.count("missing") == 20 or not any(body[:20])
     wanted = [line for kind, line in scored.lines if kind in ("matched", "missing")]
     assert wanted in (body[:20], [])
-
-
-def test_wilsons_interval_is_the_textbooks() -> None:
-    # Wilson (1927) for 8 of 10 and 0 of 16, z = 1.96
-    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=5e-5)
-    assert wilson(0, 16) == pytest.approx((0.0, 0.1936), abs=5e-5)
-    assert wilson(16, 16)[1] == 1.0
-    assert wilson(0, 0) == (0.0, 1.0)
-
-
-@given(n=st.integers(1, 500), data=st.data())
-def test_wilsons_ends_solve_the_score_equation(n: int, data: st.DataObject) -> None:
-    passed = data.draw(st.integers(0, n))
-    for end in wilson(passed, n):
-        distance = abs(passed / n - end)
-        assert distance <= 1.96 * math.sqrt(end * (1 - end) / n) + 1e-6
 
 
 def test_errors_are_in_no_count_but_their_own() -> None:
