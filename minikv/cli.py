@@ -27,6 +27,7 @@ from minikv.options import (
     WindowOption,
 )
 from minikv.recall import app as recall
+from minikv.ruler import app as ruler
 from minikv.sources import DEFAULT
 from minikv.sweep import app as sweep
 from minikv.text import one_line
@@ -36,6 +37,7 @@ app = typer.Typer(
     name="minikv", rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False
 )
 app.add_typer(recall, name="recall")
+app.add_typer(ruler, name="ruler")
 app.add_typer(kld)  # without a name: its command stands beside ours
 app.add_typer(sweep, name="sweep")
 

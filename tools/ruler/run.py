@@ -1,0 +1,80 @@
+"""The harness: ask one cache after another the same questions and keep what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tools.recall.answer import Answer, Answerer, NoAnswer
+from tools.recall.scoring import produced_text
+from tools.ruler.puzzle import Puzzle
+from tools.ruler.record import Outcome, Record, Trial
+from tools.ruler.tasks import Fitter
+
+_OF_A_CACHE = ("ctk", "ctv", "bits_k", "bits_v")
+
+
+def cache_name(about: Mapping[str, Any]) -> str:
+    """What an answerer's cache is called."""
+    return f"{about['ctk']}/{about['ctv']}"
+
+
+def new_record(answerers: Sequence[Answerer], seed: int, n_ctx: int, command: str) -> Record:
+    """An empty record of a run whose first answerer has the cache to compare with.
+
+    Answerers differ in their caches only.  `n_ctx` is of a prompt with its answer.
+    """
+    abouts = [answerer.about for answerer in answerers]
+    shared = {name: value for name, value in abouts[0].items() if name not in _OF_A_CACHE}
+    caches = {cache_name(a): {name: a[name] for name in _OF_A_CACHE} for a in abouts}
+    run = {"seed": seed, "n_ctx": n_ctx, "answerer": shared}
+    return Record(run, cache_name(abouts[0]), command, caches)
+
+
+def order(tasks: Sequence[str], samples: int) -> list[tuple[str, int]]:
+    """Trials so that a run cut short has about as many of each task."""
+    return [(task, index) for index in range(samples) for task in tasks]
+
+
+def missing(
+    record: Record, trials: Sequence[tuple[str, int]], answerers: Sequence[Answerer]
+) -> list[tuple[str, int]]:
+    """The trials that some cache has not answered yet."""
+    names = [cache_name(answerer.about) for answerer in answerers]
+    return [
+        (task, index)
+        for task, index in trials
+        if not all(record.answered(task, index, name) for name in names)
+    ]
+
+
+def settle(
+    record: Record,
+    task: str,
+    index: int,
+    fitter: Fitter,
+    answerers: Sequence[Answerer],
+    keep: Callable[[], None],
+) -> Trial:
+    """Put into `record` what it lacks of a trial; `keep` is called after each cache."""
+    puzzle = fitter.puzzle(task, index)
+    trial = record.trial(task, index, puzzle)
+    for answerer in answerers:
+        name = cache_name(answerer.about)
+        if not record.answered(task, index, name):
+            trial.outcomes[name] = _ask(puzzle, answerer, record.first_line)
+            keep()
+    return trial
+
+
+def _ask(puzzle: Puzzle, answerer: Answerer, completes: bool) -> Outcome:
+    answers: list[Answer] = []
+    for question in puzzle.questions:
+        try:
+            answer = answerer(puzzle.message(question, completes))
+        except NoAnswer as error:
+            return Outcome(tuple(answers), str(error))
+        answers.append(answer)
+        if not produced_text(answer.text).strip():
+            return Outcome(tuple(answers), f"empty answer ({answer.finish})")
+    return Outcome(tuple(answers))
