@@ -54,7 +54,7 @@ def _run(
             "[default: all]",
         ),
     ] = "",
-    samples: Annotated[int, typer.Option(min=1, help="Trials of each task.")] = 20,
+    samples: Annotated[int, typer.Option(min=1, max=1000, help="Trials of each task.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="Of the texts.")] = 42,
     limit: Annotated[
         int, typer.Option("-n", "--n-predict", min=1, help="Most tokens of an answer.")

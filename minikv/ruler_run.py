@@ -51,7 +51,7 @@ def run(
     choice: ModelChoice, base: tuple[str, str], asking: Asking, path: Path | None, as_json: bool
 ) -> None:
     """Ask for what the dump `path` lacks, and print the tables; progress goes to stderr."""
-    trials = order(chosen(asking.tasks), asking.samples)
+    tasks = chosen(asking.tasks)
     for name in base:
         kv_format(name)  # refuses unknown names before a download
     room = (choice.n_ctx or 0) - asking.limit
@@ -64,9 +64,10 @@ def run(
     answerers = asking.answerers(choice, base)
     first = answerers[0]
     fitter = Fitter(asking.seed, room, first.completes, first.count)
-    for task, index in trials:
-        fitter.check(task, index)
+    for task in tasks:
+        fitter.check(task)
     record = _record(answerers, asking, choice.n_ctx or 0, path)
+    trials = order(tasks, asking.samples)
     todo = missing(record, trials, answerers)
     note(f"{len(todo)} of {len(trials)} trials to ask, each of up to {room} tokens")
     try:
@@ -139,13 +140,10 @@ def _conclude(record: Record, as_json: bool) -> None:
     if as_json:
         print(json.dumps(record.as_data() | {"comparisons": _comparisons(record)}))
     else:
-        about = record.run["answerer"]
-        print(
-            one_line(
-                f"{about.get('model')}, sha256 {about.get('model_sha256')}; prompt and answer in "
-                f"{record.run['n_ctx']} tokens, seed {record.run['seed']}"
-            )
-        )
+        about, run = record.run["answerer"], record.run
+        print(one_line(f"{about.get('model')}, sha256 {about.get('model_sha256')}"))
+        print(f"prompt and answer in {run['n_ctx']} tokens, seed {run['seed']}")
+        print(one_line(record.command))
         print(f"\n{tables(record)}\n\n{LEGEND}")
 
 

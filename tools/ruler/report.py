@@ -5,12 +5,11 @@ from __future__ import annotations
 from tools.ruler.compare import ALL, Comparison, compare
 from tools.ruler.record import Record
 
-LEGEND = (
-    "passed: trials with every string asked for and none of another needle; 95 %: Wilson's "
-    "interval of their rate; strings: found of those asked for; others: strings of other needles; "
-    "fused: strings mixed of several needles; lost, gained: trials passed with the base only, with "
-    "this cache only; p: McNemar's exact test of these, for each row alone."
-)
+LEGEND = """\
+passed: trials with every string asked for and none of another needle; 95 %: Wilson's interval of
+their rate; strings: found of those asked for; others: strings of other needles; fused: strings
+mixed of several needles; lost, gained: trials passed with the base only, with this cache only; p:
+McNemar's exact test of these two, for each row alone."""
 
 
 def tables(record: Record) -> str:

@@ -37,9 +37,9 @@ class Fitter:
     def __init__(self, seed: int, room: int, completes: bool, count: Callable[[str], int]) -> None:
         self._seed, self._room, self._completes, self._count = seed, room, completes, count
 
-    def check(self, task: str, index: int) -> None:
+    def check(self, task: str) -> None:
         """Raise InputError when even the shortest puzzle is too long."""
-        needed = self._tokens(task, index, 0)
+        needed = self._tokens(task, 0, 0)
         if needed > self._room:
             raise InputError(
                 f"task {task}: its shortest prompt has {needed} tokens, and the context takes "

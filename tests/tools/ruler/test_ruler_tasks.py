@@ -105,8 +105,8 @@ def test_longer_filler_only_adds_sentences() -> None:
 def test_a_context_without_room_is_refused_by_task() -> None:
     fitter = Fitter(42, 300, False, len)
     with pytest.raises(InputError, match=r"^task multikey: its shortest prompt has \d+ tokens, "):
-        fitter.check("multikey", 0)
-    Fitter(42, 600, False, len).check("single", 0)
+        fitter.check("multikey")
+    Fitter(42, 600, False, len).check("single")
 
 
 def test_an_unknown_task_is_refused_by_name() -> None:
