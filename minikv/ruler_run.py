@@ -137,20 +137,14 @@ def _duration(seconds: float) -> str:
 
 
 def _conclude(record: Record, as_json: bool) -> None:
+    compared = {name: [each.as_data() for each in compare(record, name)] for name in record.caches}
     if as_json:
-        print(json.dumps(record.as_data() | {"comparisons": _comparisons(record)}))
+        print(json.dumps(record.as_data() | {"comparisons": compared}))
     else:
         about, run = record.run["answerer"], record.run
         print(one_line(f"{about.get('model')}, sha256 {about.get('model_sha256')}"))
         print(f"prompt and answer in {run['n_ctx']} tokens, seed {run['seed']}")
         print(one_line(record.command))
         print(f"\n{tables(record)}\n\n{LEGEND}")
-
-
-def _comparisons(record: Record) -> dict[str, list[dict[str, object]]]:
-    """By the name of the cache; the base beside itself has its own rates."""
-    return {
-        name: [each.as_data() for each in compare(record, name)]
-        for name in record.caches
-        if record.asked(name)
-    }
+    if record.fault:
+        raise InputError(f"no trial was answered: {record.fault}")

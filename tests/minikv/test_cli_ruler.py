@@ -167,6 +167,33 @@ def test_bad_input_is_one_line(minikv: Run, model: Path, args: list[object], wro
     assert wrong in line
 
 
+def test_a_run_in_which_no_trial_was_answered_is_an_error(
+    minikv: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EngineAnswerer, "__call__", lambda *_: Answer("", "stop"))
+    dump = tmp_path / "ruler.json"
+    command = ("ruler", "-m", model, *SMALL, "-ctk", "q4_0", "--dump", dump)
+    for result in (minikv(*command), minikv("ruler", "report", dump)):
+        assert result.status == 1
+        assert result.err.splitlines()[-1] == ("minikv: no trial was answered: empty answer (stop)")
+        assert "2 trials without an answer are left out" in result.out
+        assert "| nothing answered |" in result.out
+
+
+def test_a_dump_without_trials_is_reported_as_such(
+    minikv: Run, model: Path, answering: list[str], tmp_path: Path
+) -> None:
+    dump = tmp_path / "ruler.json"
+    told = data(minikv, "-m", model, *SMALL, "-ctk", "q4_0", "--dump", dump)
+    for trials in ([], [told["trials"][0] | {"outcomes": {}}]):
+        dump.write_text(json.dumps(told | {"trials": trials}))
+        result = minikv("ruler", "report", dump)
+        assert (result.status, result.err.splitlines()) == (
+            1,
+            ["minikv: no trial was answered: no trial was asked yet"],
+        )
+
+
 def test_another_model_is_refused_and_the_dump_stays(
     minikv: Run, model: Path, answering: list[str], tmp_path: Path
 ) -> None:

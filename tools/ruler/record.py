@@ -83,15 +83,19 @@ class Record:
             )
         return known
 
-    def asked(self, cache: str) -> bool:
-        """Whether there is any outcome of `cache`."""
-        return any(cache in trial.outcomes for trial in self.trials.values())
-
     def answered(self, task: str, index: int, cache: str) -> bool:
         """Whether there is an outcome, and no error: those are tried again."""
         known = self.trials.get((task, index))
         outcome = known.outcomes.get(cache) if known else None
         return outcome is not None and outcome.error is None
+
+    @property
+    def fault(self) -> str | None:
+        """Why there is nothing to compare, if so."""
+        if any(trial.scores(self.base, self.first_line) for trial in self.trials.values()):
+            return None
+        outcomes = (o for trial in self.trials.values() for o in trial.outcomes.values())
+        return next((o.error for o in outcomes if o.error), "no trial was asked yet")
 
     def as_data(self) -> dict[str, Any]:
         return {

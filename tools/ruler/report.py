@@ -15,12 +15,12 @@ McNemar's exact test of these two, for each row alone."""
 def tables(record: Record) -> str:
     """All caches of `record`, the one to compare with first."""
     names = [record.base, *(name for name in record.caches if name != record.base)]
-    return "\n\n".join(_table(record, name) for name in names if record.asked(name))
+    compared = {name: compare(record, name) for name in names}
+    return "\n\n".join(_table(record, name, rows) for name, rows in compared.items() if rows)
 
 
-def _table(record: Record, cache: str) -> str:
+def _table(record: Record, cache: str, rows: list[Comparison]) -> str:
     about, alone = record.caches[cache], cache == record.base
-    rows = compare(record, cache)
     title = f"KV {cache}: {about['bits_k']}/{about['bits_v']} bits per value"
     if not alone:
         title += f", beside {record.base} on the same trials"
