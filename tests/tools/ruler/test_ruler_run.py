@@ -127,16 +127,19 @@ def test_more_samples_tasks_and_caches_are_added_to_a_record(tmp_path: Path) -> 
     assert CACHE in records.resume(path, fresh(base)).caches
 
 
-def test_no_answer_and_an_empty_one_are_errors_and_never_failures() -> None:
+def test_no_answer_is_an_error_and_an_empty_one_a_failure() -> None:
     def silent(message: str) -> str:
         raise NoAnswer("the context is full")
 
+    def blank(message: str) -> str:
+        return "\n\n"
+
     base = Scripted("bf16")
-    for script in (silent, lambda _: " \n", lambda _: "<think></think>\n"):
+    for script, expected in ((silent, (2, 0, 0)), (blank, (0, 2, 2))):
         cache = Scripted("q4_0", script)
         record = ask(fresh(base, cache), base, cache, tasks=("single",), samples=2)
         (c,) = compare(record, CACHE)
-        assert (c.errors, c.cache.trials) == (2, 0)
+        assert (c.errors, c.cache.trials, c.lost) == expected
 
 
 def test_a_record_of_another_run_is_refused_by_the_value_that_differs(tmp_path: Path) -> None:
