@@ -39,7 +39,7 @@ def _asked(words: list[str], chosen: list[str], known: list[str], stream: Random
     asked = f"{len(chosen)} words that occur most often in the list"
     question = Question(
         f"Which are the {asked}? Answer with these words only, one per line.",
-        f"The {asked} are",
+        f"The {asked}, separated by commas, are",
         tuple(chosen),
     )
     return Puzzle(f"{introduction}\n\n{' '.join(words)}", (question,), tuple(known))

@@ -48,7 +48,7 @@ def multivalue(stream: Random, filler: Random, n: int) -> Puzzle:
     question = Question(
         f"What are all {QUERIES} access codes of the {key}? "
         "Answer with the exact codes only, one per line.",
-        f"The {QUERIES} access codes of the {key} are",
+        f"The {QUERIES} access codes of the {key}, separated by commas, are",
         tuple(needles[::2]),
     )
     source = _source(facts, stream, sentences(filler, n))
@@ -68,7 +68,7 @@ def tracking(stream: Random, filler: Random, n: int) -> Puzzle:
     question = Question(
         f"Which {HOPS + 1} variables have the value {values[0]}, set directly or through another "
         "variable? Answer with the names of the variables only, one per line.",
-        f"The {HOPS + 1} variables that have the value {values[0]} are",
+        f"The {HOPS + 1} variables that have the value {values[0]}, separated by commas, are",
         tuple(chains[0]),
     )
     # a variable must be set before it is used

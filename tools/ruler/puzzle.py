@@ -10,7 +10,8 @@ from dataclasses import dataclass
 class Question:
     """A right answer holds every string of `expected`.
 
-    `lead` is how an answer may begin, for models that complete text instead of answering.
+    `lead` is how an answer may begin, for models that complete text instead of answering: they are
+    scored by the rest of its line.
     """
 
     text: str
