@@ -31,9 +31,9 @@ class EngineAnswerer:
         self._model = model or choice.load()
         self._session = choice.session(self._model)
         self.completes = self._model.tokenizer.chat_template is None
-        self.about = self._describe()
 
-    def _describe(self) -> dict[str, Any]:
+    @property
+    def about(self) -> dict[str, Any]:
         choice = self._choice
         k, v = (CacheType.of(kv_format(name)) for name in (choice.ctk, choice.ctv))
         bits_k, bits_v = bits_per_value(self._model, (k, v))
@@ -59,9 +59,10 @@ class EngineAnswerer:
         """The tokens of `message`.  Raises InputError when the context does not hold them."""
         n, n_ctx = self.count(message), self._session.n_ctx
         if n >= n_ctx:
+            raises = " or raise -c" if n_ctx < self._model.spec.n_ctx_train else ""
             raise InputError(
                 f"the corpus with its task has {n} tokens, the context only {n_ctx}; "
-                "take a shorter corpus or raise -c"
+                f"take a shorter corpus{raises}"
             )
         return n
 

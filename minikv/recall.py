@@ -17,6 +17,7 @@ from minikv.options import (
     ThreadsOption,
 )
 from minikv.sources import DEFAULT
+from minikv.text import SECRET
 
 _EXAMPLES = """\b
 Examples:
@@ -89,6 +90,12 @@ def _run(
         str | None,
         typer.Option(help="Ask an OpenAI-compatible server, which knows MODEL, instead."),
     ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            SECRET, metavar="KEY", help="The server's key, a bearer token; kept in no dump."
+        ),
+    ] = None,
     timeout: Annotated[
         float, typer.Option(min=1, help="Seconds a reply of the server may take.")
     ] = 1800,
@@ -110,10 +117,12 @@ def _run(
     asking = Asking(corpus, knobs, k, seed, limit, prefill_no_think, relax_indent)
     choice = ModelChoice(model, ctk, ctv, n_ctx, threads, backend)
     if base_url is None:
+        if api_key is not None:
+            raise typer.BadParameter(f"{SECRET}: there is no server; give --base-url too")
         run(asking, lambda: asking.engine(choice), dump, as_json)
     else:
         _refuse_engine_options(context)
-        server = asking.server(base_url, model, timeout)
+        server = asking.server(base_url, model, timeout, api_key)
         run(asking, lambda: server, dump, as_json)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ from rich.console import Console
 from engine import InputError
 from minikv.answerer import EngineAnswerer
 from minikv.run import ModelChoice, note
-from minikv.text import one_line
+from minikv.text import command_line, one_line
 from tools.json_file import check_writable
 from tools.recall import dump as dumps
 from tools.recall.answer import Answerer
@@ -62,8 +60,8 @@ class Asking:
     def engine(self, choice: ModelChoice) -> EngineAnswerer:
         return EngineAnswerer(choice, self.limit, self.prefill_no_think)
 
-    def server(self, base_url: str, model: str, timeout: float) -> Server:
-        return Server(base_url, model, self.limit, self.prefill_no_think, timeout)
+    def server(self, base_url: str, model: str, timeout: float, api_key: str | None) -> Server:
+        return Server(base_url, model, self.limit, self.prefill_no_think, timeout, api_key)
 
 
 def run(asking: Asking, connect: Callable[[], Answerer], path: Path | None, as_json: bool) -> None:
@@ -119,7 +117,7 @@ def _dump(asking: Asking, corpus: Corpus, about: dict[str, Any], path: Path | No
     """The record to write into, with what `path` already holds of this run."""
     sources = [*asking.sources, *(f"--{name}={value}" for name, value in asking.knobs.items())]
     run = identity(sources, corpus, asking.k, asking.seed, about)
-    dump = Dump(run, shlex.join(["minikv", *sys.argv[1:]]), asking.relax_indent)
+    dump = Dump(run, command_line(), asking.relax_indent)
     if path is not None:
         dump = dumps.resume(path, dump)
         dump.save(path)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+
+SECRET = "--api-key"  # an option whose value is nobody's business
+
 
 def size(nbytes: int) -> str:
     """Bytes in the largest binary unit that leaves at least one digit before the point."""
@@ -11,6 +16,17 @@ def size(nbytes: int) -> str:
         if value < 1024 or not units:
             return f"{value:.1f} {unit}"
     return f"{nbytes} B"
+
+
+def command_line() -> str:
+    """The command that reproduces this run, without the secret in it."""
+    args = sys.argv[1:]
+    for i, arg in enumerate(args):
+        if arg == SECRET and args[i + 1 :]:
+            args[i + 1] = "..."
+        elif arg.startswith(f"{SECRET}="):
+            args[i] = f"{SECRET}=..."
+    return shlex.join(["minikv", *args])
 
 
 def one_line(text: str) -> str:

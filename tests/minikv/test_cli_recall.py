@@ -126,6 +126,21 @@ def test_a_server_is_asked_through_the_same_harness(
     assert told["summary"]["targets"] == 1
 
 
+@pytest.mark.parametrize("given", [["--api-key", "s3cret"], ["--api-key=s3cret"]])
+def test_a_dump_and_the_output_do_not_tell_the_key(
+    minikv: Run, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str]
+) -> None:
+    keys = []
+    monkeypatch.setattr(
+        Server, "__call__", lambda server, _: keys.append(server.api_key) or Answer("a", "stop")
+    )
+    dump = tmp_path / "dump.json"
+    result = minikv("recall", source, "--base-url", "http://h", *given, "--dump", dump, "--json")
+    assert (result.status, keys) == (0, ["s3cret"] * 2)
+    assert "s3cret" not in result.out + result.err + dump.read_text()
+    assert "..." in json.loads(dump.read_text())["command"]
+
+
 def test_a_run_in_which_no_target_was_answered_is_an_error(
     minikv: Run, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +188,8 @@ def test_a_corpus_longer_than_the_context_tells_both(
         (["random-bodies", "-k", 0], "'-k'"),
         (["random-bodies", "--base-url", "h"], "--base-url h: not a server"),
         (["random-bodies", "--base-url", "http://h", "-c", 9], "-c: the server of --base-url"),
+        (["random-bodies", "--api-key", "s"], "--api-key: there is no server"),
+        (["random-bodies", "--base-url", "http://h", "--api-key", " "], "--api-key: must be"),
         (["random-bodies", "--dump", "no/where.json"], "there is no directory no"),
         (["random-bodies", "--dump", os.devnull], "/dev/null: not a dump"),
         (["random-bodies", "-m", "no-model"], "no-model"),

@@ -7,7 +7,7 @@ import json
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,7 +25,8 @@ class Server:
 
     `limit` is the most tokens of an answer.  A reply that takes longer than `timeout` seconds is an
     error.  With `prefill_no_think` the assistant's turn begins with an empty think block, which the
-    server must be able to continue.  Raises InputError for a URL that is none.
+    server must be able to continue.  `api_key` goes along as a bearer token; nothing here tells it.
+    Raises InputError for a URL that is none and a key that no header can hold.
     """
 
     base_url: str
@@ -33,6 +34,7 @@ class Server:
     limit: int
     prefill_no_think: bool = False
     timeout: float = 1800.0
+    api_key: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         try:
@@ -44,6 +46,9 @@ class Server:
             raise InputError(
                 f"--base-url {self.base_url}: not a server; give http://HOST:PORT or https://..."
             )
+        key = self.api_key
+        if key is not None and not (key.isascii() and key.isprintable() and key.split() == [key]):
+            raise InputError("--api-key: must be printable ASCII characters without spaces")
 
     @property
     def about(self) -> dict[str, Any]:
@@ -75,6 +80,9 @@ class Server:
         headers = {"Content-Type": "application/json"}
         try:
             request = urllib.request.Request(url, body, headers)
+            if self.api_key is not None:
+                # unredirected: another host that we are sent to does not get it
+                request.add_unredirected_header("Authorization", f"Bearer {self.api_key}")
             with urllib.request.urlopen(request, timeout=self.timeout) as reply:
                 return reply.read(_MAX_REPLY + 1)
         except urllib.error.HTTPError as error:

@@ -33,6 +33,8 @@ class Peer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.status, self.reply, self.delay = 200, json.dumps(COMPLETION).encode(), 0.0
         self.asked: list[tuple[str, Any]] = []
+        self.keys: list[str | None] = []  # what stood in Authorization
+        self.elsewhere: str | None = None
 
     @property
     def url(self) -> str:
@@ -49,13 +51,20 @@ class _Handler(BaseHTTPRequestHandler):
         peer = self.server
         body = self.rfile.read(int(self.headers["Content-Length"]))
         peer.asked.append((self.path, json.loads(body)))
+        peer.keys.append(self.headers["Authorization"])
         time.sleep(peer.delay)
         if peer.status == 0:  # hangs up
             return
         self.send_response(peer.status)
+        if peer.elsewhere is not None:
+            self.send_header("Location", peer.elsewhere)
         self.send_header("Content-Length", str(len(peer.reply)))
         self.end_headers()
         self.wfile.write(peer.reply)
+
+    def do_GET(self) -> None:  # what a redirected request becomes
+        self.server.keys.append(self.headers["Authorization"])
+        self.send_error(404)
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -92,6 +101,31 @@ def test_an_empty_think_block_begins_the_assistants_turn_if_asked_for(peer: Peer
     Server(peer.url, "m", 100, prefill_no_think=True)("x")
     last = peer.asked[0][1]["messages"][-1]
     assert last == {"role": "assistant", "content": "<think>\n\n</think>\n\n"}
+
+
+def test_a_key_goes_along_as_a_bearer_token_and_stays_out_of_sight(peer: Peer) -> None:
+    server = Server(peer.url, "m", 100, api_key="s3cret")
+    server("x")
+    Server(peer.url, "m", 100)("x")
+    assert peer.keys == ["Bearer s3cret", None]
+    assert "s3cret" not in f"{server} {server.about}"
+
+
+def test_a_key_does_not_follow_a_redirection(peer: Peer) -> None:
+    with Peer() as other:
+        threading.Thread(target=other.serve_forever, args=(0.01,), daemon=True).start()
+        peer.status, peer.elsewhere = 302, other.url
+        with pytest.raises(InputError, match="404"):
+            Server(peer.url, "m", 100, api_key="s3cret")("x")
+        other.shutdown()
+    assert (peer.keys, other.keys) == (["Bearer s3cret"], [None])
+
+
+@pytest.mark.parametrize("key", ["", " ", "a b", "a\n", "\n", "clé", "a\x1b"])
+def test_a_key_that_no_header_can_hold_is_refused_untold(key: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Server("http://h", "m", 100, api_key=key)
+    assert str(caught.value) == "--api-key: must be printable ASCII characters without spaces"
 
 
 def test_a_reply_needs_no_usage_and_may_be_empty(peer: Peer) -> None:
