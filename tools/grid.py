@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from tools.extras import extra
+from tools.recall_pairs import PairedRecall, recall_record
 from tools.results import Cell, Pair
 
 FEW_WINDOWS = 5  # fewer say nothing of their own spread: tokens are compared instead
@@ -29,6 +30,9 @@ FIGURES = (
     Figure("kld_999", "99.9 % KLD (nats)", lambda x: f"{x:.5f}", decades=True),
     Figure("same_top", "same top p (%)", lambda x: f"{100 * x:.2f}"),
     Figure("ppl", "perplexity", lambda x: f"{x:.4f}"),
+    Figure("delta_ppl", "ΔPPL", lambda x: f"{x:+.4f}"),
+    Figure("recall", "recall (% of targets)", lambda x: f"{100 * x:.0f}"),
+    Figure("recall_lines", "recall (% of lines)", lambda x: f"{100 * x:.1f}"),
     Figure("kv_bytes", "KV cache (MiB)", lambda x: f"{x / 2**20:.2f}"),
     Figure("prefill_tps", "prompt (tokens/s)", lambda x: f"{x:.1f}"),
     Figure("decode_tps", "decoding (tokens/s)", lambda x: f"{x:.2f}"),
@@ -56,7 +60,18 @@ class Matrix:
 
 def figures(cells: list[Cell]) -> list[Figure]:
     """Those that were measured, the one to judge a grid by first."""
-    return [f for f in FIGURES if any(f.key in cell.values for cell in cells)]
+    return [f for f in FIGURES if any(cell.values.get(f.key) is not None for cell in cells)]
+
+
+def beside_base(cells: list[Cell], base: Pair) -> list[Cell]:
+    """The cells with ΔPPL, also where only perplexity was measured."""
+    reference = next((cell.values.get("ppl") for cell in cells if cell.pair == base), None)
+    if reference is None:
+        return cells
+    return [
+        replace(cell, values={"delta_ppl": cell.values["ppl"] - reference} | cell.values)
+        for cell in cells
+    ]
 
 
 def matrix(cells: list[Cell], figure: Figure) -> Matrix:
@@ -83,6 +98,7 @@ class RankCorrelation:
 def rank_correlations(cells: list[Cell], figure: Figure) -> list[RankCorrelation]:
     """With the bits per value of keys and values together, of keys, and of values."""
     spearman = extra("scipy.stats").spearmanr
+    cells = [cell for cell in cells if cell.values.get(figure.key) is not None]
     scores = [cell.values[figure.key] for cell in cells]
     k, v = (np.array([cell.values[f"bits_{side}"] for cell in cells]) for side in "kv")
     found = []
@@ -132,8 +148,10 @@ def _paired(cell: Cell, reference: Cell, windows: int) -> Paired:
     return Paired(cell.pair, delta, float(difference.mean()), error, unit, n, p)
 
 
-def records(cells: list[Cell], pairs: list[Paired]) -> list[dict[str, Any]]:
-    """One flat object of JSON values per cell."""
+def records(
+    cells: list[Cell], pairs: list[Paired], recalls: dict[Pair, PairedRecall]
+) -> list[dict[str, Any]]:
+    """One flat object of JSON values per cell; what matched by target is an object in it."""
     beside = {p.pair: p for p in pairs}
     found = []
     for cell in cells:
@@ -147,7 +165,7 @@ def records(cells: list[Cell], pairs: list[Paired]) -> list[dict[str, Any]]:
                 "paired_n": p.n,
                 "paired_p": p.p,
             }
-        found.append(record)
+        found.append(record | recall_record(cell, recalls.get(cell.pair)))
     return found
 
 

@@ -37,7 +37,7 @@ def write_png(m: Matrix, title: str, path: Path) -> None:
 def write_html(matrices: list[Matrix], cells: list[Cell], title: str, path: Path) -> None:
     """One self-contained page: a heat map of one figure at a time, chosen from a list."""
     plotly: Any = extra("plotly.graph_objects")
-    hover = {(r["ctk"], r["ctv"]): _hover(r) for r in records(cells, [])}
+    hover = {(r["ctk"], r["ctv"]): _hover(r) for r in records(cells, [], {})}
     figure, titles = plotly.Figure(), [f"{m.figure.title}: {title}" for m in matrices]
     for number, m in enumerate(matrices):
         shown = [["" if np.isnan(x) else m.figure.show(x) for x in row] for row in m.values]

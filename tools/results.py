@@ -26,7 +26,7 @@ CREATE TABLE IF NOT EXISTS identity (name TEXT PRIMARY KEY, value TEXT NOT NULL)
 CREATE TABLE IF NOT EXISTS note (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS cell (
     ctk TEXT, ctv TEXT,
-    values_json TEXT,  -- the figures of a finished cell
+    values_json TEXT,  -- the figures; NULL if none was measured
     nll BLOB,          -- float64 negative log likelihoods of all tokens, in order
     error TEXT,        -- why the cell failed; NULL if it is finished
     at REAL NOT NULL,  -- seconds since 1970
@@ -39,11 +39,18 @@ Pair = tuple[str, str]  # a cell's name: KV cache type of keys, of values
 
 @dataclass(frozen=True)
 class Cell:
-    """A finished cell.  `nll` float64 [tokens] is empty if nothing was scored."""
+    """A measured cell.  `nll` float64 [tokens] is empty if nothing was scored.
+
+    `error` is the line on what of it failed: its other figures count, but it is not finished.
+    """
 
     pair: Pair
     values: dict[str, Any]
     nll: np.ndarray
+    error: str | None = None
+
+
+Outcome = Cell | str  # what came of a cell; a line if nothing could be measured
 
 
 class Results:
@@ -54,7 +61,8 @@ class Results:
     ) -> None:
         """Open or create `path` for cells of this `identity`, whose values are JSON values.
 
-        `notes` are for whoever reads the results; the last ones stay.
+        `notes` are for whoever reads the results; the last ones stay.  Those called "model" and
+        "file" are the names of what `identity` holds the sha256 of.
         """
         self.path = path
         with self._checked():
@@ -64,7 +72,7 @@ class Results:
             # a commit returns only once its bytes have reached the disk
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT")
-            self._match(identity)
+            self._match(identity, notes or {})
             self._db.executemany("INSERT OR REPLACE INTO note VALUES (?, ?)", (notes or {}).items())
 
     @classmethod
@@ -100,12 +108,15 @@ class Results:
             return set(self._db.execute("SELECT ctk, ctv FROM cell WHERE error IS NULL"))
 
     def cells(self) -> list[Cell]:
-        """The finished cells by name."""
-        query = "SELECT ctk, ctv, values_json, nll FROM cell WHERE error IS NULL ORDER BY ctk, ctv"
+        """All cells with figures by name, those in which something failed among them."""
+        query = (
+            "SELECT ctk, ctv, values_json, nll, error FROM cell "
+            "WHERE values_json IS NOT NULL ORDER BY ctk, ctv"
+        )
         with self._checked():
             return [
-                Cell((ctk, ctv), json.loads(values), np.frombuffer(nll, "<f8"))
-                for ctk, ctv, values, nll in self._db.execute(query)
+                Cell((ctk, ctv), json.loads(values), np.frombuffer(nll, "<f8"), error)
+                for ctk, ctv, values, nll, error in self._db.execute(query)
             ]
 
     def errors(self) -> dict[Pair, str]:
@@ -116,10 +127,17 @@ class Results:
             )
             return {(ctk, ctv): error for ctk, ctv, error in rows}
 
+    def keep(self, pair: Pair, outcome: Outcome) -> None:
+        """Keep what came of a cell, in the place of what was known of it."""
+        if isinstance(outcome, Cell):
+            self.put(outcome)
+        else:
+            self.put_error(pair, outcome)
+
     def put(self, cell: Cell) -> None:
-        """Keep a finished cell; an error it had is forgotten."""
+        """Keep a measured cell."""
         values = json.dumps(cell.values, allow_nan=False)
-        self._put(cell.pair, values, cell.nll.astype("<f8").tobytes(), None)
+        self._put(cell.pair, values, cell.nll.astype("<f8").tobytes(), cell.error)
 
     def put_error(self, pair: Pair, error: str) -> None:
         """Note why a cell failed."""
@@ -141,7 +159,7 @@ class Results:
         elif application != _APPLICATION:
             raise InputError(f"{self.path}: not a results file of minikv sweep")
 
-    def _match(self, identity: Mapping[str, Any]) -> None:
+    def _match(self, identity: Mapping[str, Any], notes: Mapping[str, str]) -> None:
         """Give a new file this identity; refuse a file that has another."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
@@ -151,9 +169,11 @@ class Results:
                 self._db.executemany("INSERT INTO identity VALUES (?, ?)", rows)
             for name, value in identity.items():
                 if known and known.get(name) != value:
+                    what, there = _named(name, known.get(name), self.notes)
+                    _, here = _named(name, value, notes)
                     raise InputError(
-                        f"{self.path}: holds results of {name} {_shown(known.get(name))}, not "
-                        f"{_shown(value)}; give another --db"
+                        f"{self.path}: holds results of {what} {there}, not {here}; "
+                        "give another --db"
                     )
         finally:
             self._db.execute("COMMIT")
@@ -166,9 +186,11 @@ class Results:
             raise InputError(f"{self.path}: {error}") from None
 
 
-def _shown(value: Any) -> str:
-    """A value in a message: hashes and lists in short."""
+def _named(name: str, value: Any, notes: Mapping[str, str]) -> tuple[str, str]:
+    """A part of an identity and its value in a message: files by their names, lists in short."""
     if isinstance(value, list):
-        return ",".join(map(str, value))
-    text = str(value)
-    return f"{text[:12]}..." if len(text) == 64 else text
+        return name, ",".join(map(str, value))
+    label = {"model_sha256": "model", "text_sha256": "file"}.get(name)
+    if label is None:
+        return name, str(value)
+    return label, f"{notes.get(label, '?')} (sha256 {str(value)[:12]}...)"

@@ -6,6 +6,7 @@ whatever means, goes on with the cells that are missing.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 import time
@@ -22,12 +23,13 @@ from engine.session import CHUNK
 from tools.kld import Pieces, Tokens, compare
 from tools.kld_report import Statistics
 from tools.likelihood import negative_log_likelihood
-from tools.ppl import Score
-from tools.results import Cell, Pair, Results
+from tools.ppl import Score, files_sha256
+from tools.results import Cell, Outcome, Pair, Results
 from tools.speed import side_bytes, tokens_per_second
+from tools.sweep_recall import Recall
 from tools.windows import Settings, Types, Windows, bits_per_value
 
-METRICS = ("ppl", "kld", "bytes", "speed")
+METRICS = ("ppl", "kld", "recall", "bytes", "speed")
 MAX_STATES = 4 << 30  # bytes of the reference run's hidden states
 
 
@@ -38,7 +40,7 @@ class Grid:
     ctk: tuple[str, ...]
     ctv: tuple[str, ...]
     base: Pair = ("f16", "f16")
-    metrics: tuple[str, ...] = METRICS
+    metrics: tuple[str, ...] = ("ppl", "kld", "bytes", "speed")
 
     def __post_init__(self) -> None:
         for what, names in (("key types", self.ctk), ("value types", self.ctv)):
@@ -96,13 +98,22 @@ class Reference:
 
 
 class Sweep:
-    """A grid on one model and text.
+    """A grid on one model and text.  `recall` is there if the grid has that metric.
 
     Raises InputError for names, sizes or types that no cell could be measured with.
     """
 
-    def __init__(self, model: Model, text: str, settings: Settings, grid: Grid) -> None:
-        self.model, self.grid = model, grid
+    def __init__(
+        self,
+        model: Model,
+        text: str,
+        settings: Settings,
+        grid: Grid,
+        recall: Recall | None = None,
+    ) -> None:
+        assert (recall is not None) == ("recall" in grid.metrics)
+        self.model, self.grid, self._recall = model, grid, recall
+        self._text_sha256 = hashlib.sha256(text.encode()).hexdigest()
         self.windows = Windows(model, text, settings)
         for name in {*grid.base, *grid.ctk, *grid.ctv}:
             # refuses what the backend cannot store, and contexts beyond the model's
@@ -111,9 +122,12 @@ class Sweep:
         self._side_bytes: dict[str, tuple[int, int]] = {}
 
     def identity(self) -> dict[str, Any]:
-        """What all cells of one results file have in common, beside the model and the text."""
+        """What all cells of one results file have in common, as JSON values."""
         settings = self.windows.settings
+        asked = {} if self._recall is None else {"recall": str(self._recall.settings)}
         return {
+            "model_sha256": files_sha256(self.model.checkpoint.paths),
+            "text_sha256": self._text_sha256,
             "protocol": settings.protocol,
             "n_ctx": settings.n_ctx,
             "windows": len(self.windows.tokens),
@@ -121,6 +135,7 @@ class Sweep:
             "base": list(self.grid.base),
             "metrics": sorted(self.grid.metrics),
             "backend": self.model.ops.name,
+            **asked,
         }
 
     def pending(self, results: Results, seed: int) -> list[Pair]:
@@ -128,19 +143,21 @@ class Sweep:
         done = results.done()
         return [pair for pair in self.grid.pairs(seed) if pair not in done]
 
-    def run(self, results: Results, pending: Sequence[Pair]) -> Iterator[tuple[Pair, Cell | str]]:
-        """Measure the cells one by one into `results`; yields each, or the line on its failure."""
+    def run(self, results: Results, pending: Sequence[Pair]) -> Iterator[tuple[Pair, Outcome]]:
+        """Measure the cells one by one into `results`; yields what comes of each."""
         for pair in pending:
             if pair in results.done():
                 continue  # another process has been here
-            try:
-                outcome = self.measure(pair)
-            except Exception as error:
-                outcome = _told(error)
-                results.put_error(pair, outcome)
-            else:
-                results.put(outcome)
+            outcome = self.outcome(pair)
+            results.keep(pair, outcome)
             yield pair, outcome
+
+    def outcome(self, pair: Pair) -> Outcome:
+        """One cell, or the line on its failure."""
+        try:
+            return self.measure(pair)
+        except Exception as error:
+            return told(error)
 
     def measure(self, pair: Pair) -> Cell:
         """One cell.  `seconds` is what all its measurements took."""
@@ -148,7 +165,7 @@ class Sweep:
         metrics, types = self.grid.metrics, self.windows.types(*pair)
         bits_k, bits_v = bits_per_value(self.model, types)
         values: dict[str, Any] = {"bits_k": bits_k, "bits_v": bits_v}
-        nll = np.zeros(0)
+        nll, failed = np.zeros(0), None
         if "kld" in metrics:
             tokens = self._compared(types)
             values |= Statistics(tokens).values()
@@ -162,8 +179,11 @@ class Sweep:
         if "speed" in metrics:
             speed = tokens_per_second(self.model, self.windows.tokens[0], *pair)
             values["prefill_tps"], values["decode_tps"] = speed
+        if self._recall is not None:
+            found, failed = self._recall.measure(pair)
+            values |= found
         values |= {"tokens": len(nll), "seconds": time.perf_counter() - start}
-        return Cell(pair, values, nll)
+        return Cell(pair, values, nll, failed)
 
     def _compared(self, types: Types) -> Tokens:
         parts = []
@@ -189,7 +209,7 @@ class Sweep:
         return self._side_bytes[name]
 
 
-def _told(error: Exception) -> str:
+def told(error: BaseException) -> str:
     """A failure in one line."""
     text = " ".join(str(error).split())
     return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"

@@ -17,6 +17,7 @@ from tools.grid import (
     Matrix,
     Paired,
     RankCorrelation,
+    beside_base,
     figures,
     matrix,
     paired,
@@ -24,22 +25,24 @@ from tools.grid import (
     records,
 )
 from tools.heatmap import write_html, write_png
+from tools.recall_pairs import PairedRecall, paired_recall, recall_interval
 from tools.results import Cell, Results
 
-_RANKED = ("mean_kld", "ppl")  # figures that bits should explain
+_RANKED = ("mean_kld", "ppl", "recall_lines")  # figures that bits should explain
 
 
 class Report:
     """All there is to say of a results file.  Raises InputError if no cell is finished."""
 
     def __init__(self, results: Results) -> None:
-        self.cells: list[Cell] = results.cells()
+        self.identity, self.notes = results.identity, results.notes
+        base = tuple(self.identity["base"])
+        self.cells: list[Cell] = beside_base(results.cells(), base)
         if not self.cells:
             raise InputError(f"{results.path}: no cell is finished yet")
-        self.identity, self.notes = results.identity, results.notes
         self.errors = results.errors()
         self.matrices: list[Matrix] = [matrix(self.cells, f) for f in figures(self.cells)]
-        base = tuple(self.identity["base"])
+        self.recalls = paired_recall(self.cells, base)
         self.paired: list[Paired] = paired(self.cells, base, self.identity["windows"])
         self.ranks: list[tuple[Figure, list[RankCorrelation]]] = [
             (m.figure, rank_correlations(self.cells, m.figure))
@@ -71,6 +74,8 @@ class Report:
         parts += [f"## {m.figure.title}\n\n{matrix_table(m)}" for m in self.matrices]
         parts += [f"## Rank correlation with bits\n\n{self._rank_table()}"] if self.ranks else []
         parts += [f"## Beside the reference cell\n\n{self._paired_table()}"] if self.paired else []
+        if any("recall_targets" in cell.values for cell in self.cells):
+            parts.append(f"## Recall\n\n{self._recall_table()}")
         if self.errors:
             lines = (f"- {k}/{v}: {error}" for (k, v), error in self.errors.items())
             parts.append("## Cells that failed\n\n" + "\n".join(lines))
@@ -78,7 +83,9 @@ class Report:
 
     def csv(self) -> str:
         """One line per cell."""
-        rows = records(self.cells, self.paired)
+        rows = records(self.cells, self.paired, self.recalls)
+        for row in rows:
+            row.pop("recall_targets", None)
         columns = list(dict.fromkeys(name for row in rows for name in row))
         out = io.StringIO()
         writer = csv.DictWriter(out, columns, lineterminator="\n")
@@ -90,7 +97,7 @@ class Report:
         document = {
             "identity": self.identity,
             "notes": self.notes,
-            "cells": records(self.cells, self.paired),
+            "cells": records(self.cells, self.paired, self.recalls),
             "errors": {"/".join(pair): error for pair, error in self.errors.items()},
             "rank_correlations": [
                 {"figure": figure.key} | asdict(rank)
@@ -131,6 +138,18 @@ class Report:
         head = ["K/V", "ΔPPL", "ln(PPL/PPL(base))", "standard error", "p"]
         return _table(head, rows) + f"\n\nPaired over the same {n} {unit}{why}."
 
+    def _recall_table(self) -> str:
+        asked = [cell for cell in self.cells if "recall_targets" in cell.values]
+        asked.sort(key=lambda cell: -(cell.values["recall_lines"] or 0))
+        rows = [_recall_row(cell, self.recalls.get(cell.pair)) for cell in asked]
+        head = ["K/V", "passed", "95 % interval", "% of lines", "hallucinated"]
+        head += ["lost", "won", "p", "Δ lines", "standard error", "p of Δ"]
+        return _table(head, rows) + (
+            "\n\nIntervals are Wilson's.  The rest is paired with the reference cell over the "
+            "targets both answered: those lost and won (p: McNemar's exact test), and the mean "
+            "difference of matched lines per target (p: Wilcoxon's signed ranks)."
+        )
+
 
 def matrix_table(m: Matrix) -> str:
     """The matrix as aligned Markdown: keys down, values across, means at the edges."""
@@ -144,6 +163,24 @@ def matrix_table(m: Matrix) -> str:
     ]
     last = ["mean", *map(show, m.column_means), ""]
     return _table(["K \\ V", *m.columns, "mean"], [*rows, last])
+
+
+def _recall_row(cell: Cell, beside: PairedRecall | None) -> list[str]:
+    low, high = recall_interval(cell)
+    lines = cell.values["recall_lines"]
+    row = [
+        "/".join(cell.pair),
+        f"{cell.values['recall_passed']} of {cell.values['recall_scored']}",
+        f"{100 * low:.0f} to {100 * high:.0f} %",
+        _number(None if lines is None else 100 * lines, ".1f"),
+        str(cell.values["recall_hallucinated"]),
+    ]
+    if beside is None:
+        return row + ["-"] * 6
+    counts = [str(beside.lost), str(beside.won), _number(beside.p)]
+    return row + counts + [
+        f"{beside.lines:+.2f}", _number(beside.error, ".2f"), _number(beside.p_lines)
+    ]  # fmt: skip
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

@@ -55,7 +55,7 @@ def test_results_of_another_model_are_refused_and_kept(minikv, model, here):
     minikv(*command(model, "--metrics", "ppl"))
     other = write_tiny_model(here / "other.gguf", endless=True)
     for args, told in (
-        (["-m", other], "holds results of model_sha256"),
+        (["-m", other], "holds results of model"),
         (["-c", 128], "holds results of n_ctx 64, not 128; give another --db"),
         (["--chunks", 1], "holds results of windows 2, not 1"),
         (["--base-ctk", "f32"], "holds results of base f16,f16, not f32,f16"),
@@ -99,7 +99,7 @@ def test_ctrl_c_stops_with_one_line_and_keeps_the_finished_cells(model, here):
 @pytest.mark.parametrize(
     ("args", "told"),
     [
-        (["--metrics", "beauty"], "beauty: not a metric. Choose from: ppl, kld, bytes, speed"),
+        (["--metrics", "beauty"], "beauty: not a metric. Choose from: ppl, kld, recall, bytes, speed"),
         (["--ctk", "f16,q3"], "q3: not a KV cache type"),
         (["--ctv", ","], "no value types: the grid has no cells"),
         (["--db", "absent/grid.sqlite"], "absent/grid.sqlite: unable to open database file"),

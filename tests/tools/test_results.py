@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,10 +48,21 @@ def test_a_cell_with_an_error_is_not_done_until_it_succeeds(path: Path) -> None:
     assert (results.done(), results.errors()) == ({cell().pair}, {})
 
 
+def test_what_was_measured_of_a_failed_cell_is_kept_and_not_done(path: Path) -> None:
+    results = Results(path, IDENTITY)
+    results.put(replace(cell(), error="half of it"))
+    (found,) = results.cells()
+    assert (found.values, found.error) == (cell().values, "half of it")
+    assert (results.done(), results.errors()) == (set(), {cell().pair: "half of it"})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_sha256": "cd" * 32}, r"results of model_sha256 abababababab\.\.\., not cdcd"),
+        (
+            {"model_sha256": "cd" * 32},
+            r"of model m \(sha256 abababababab\.\.\.\), not n \(sha256 cd",
+        ),
         ({"n_ctx": 1024}, "holds results of n_ctx 512, not 1024; give another --db"),
         ({"metrics": ["ppl"]}, "holds results of metrics kld,ppl, not ppl;"),
     ],
@@ -58,9 +70,9 @@ def test_a_cell_with_an_error_is_not_done_until_it_succeeds(path: Path) -> None:
 def test_results_of_another_identity_are_refused_by_name(
     path: Path, change: dict, message: str
 ) -> None:
-    Results(path, IDENTITY).put(cell())
+    Results(path, IDENTITY, {"model": "m"}).put(cell())
     with pytest.raises(InputError, match=message):
-        Results(path, IDENTITY | change)
+        Results(path, IDENTITY | change, {"model": "n"})
     assert Results(path, IDENTITY).done() == {cell().pair}
 
 

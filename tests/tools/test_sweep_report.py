@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from engine import InputError
-from tools.grid import FIGURES, figures, matrix, paired, rank_correlations
+from tools.grid import FIGURES, beside_base, figures, matrix, paired, rank_correlations
 from tools.plots import check_plot
 from tools.results import Cell, Results
 from tools.sweep_report import Report, matrix_table
@@ -106,6 +107,53 @@ def test_equal_cells_have_no_p_and_an_absent_reference_no_pairs() -> None:
     (p,) = paired(same, ("f16", "f16"), windows=2)
     assert (p.delta_ppl, p.error, p.p) == (0, 0, None)
     assert paired(GRID, ("q8_0", "q8_0"), windows=2) == []
+
+
+def test_delta_ppl_needs_no_kld() -> None:
+    cells = [replace(each, values=each.values | {"ppl": 10.0 + i}) for i, each in enumerate(GRID)]
+    found = beside_base(cells, ("f16", "f16"))
+    assert [each.values["delta_ppl"] for each in found] == [-2, -1, 0, 1]
+    measured = [replace(each, values=each.values | {"delta_ppl": 7.0}) for each in cells]
+    assert {each.values["delta_ppl"] for each in beside_base(measured, ("f16", "f16"))} == {7}
+    assert beside_base(GRID, ("f16", "f16")) == GRID
+
+
+def with_recall(each: Cell, matched: list[int]) -> Cell:
+    passed = sum(lines >= 8 for lines in matched)
+    figures = {
+        "recall": passed / len(matched),
+        "recall_lines": sum(matched) / (20 * len(matched)),
+        "recall_passed": passed,
+        "recall_scored": len(matched),
+        "recall_hallucinated": 3,
+        "recall_targets": {f"f{i}": lines for i, lines in enumerate(matched)},
+    }
+    return replace(each, values=each.values | figures)
+
+
+def test_recall_is_told_with_its_interval_and_paired(results: Results, tmp_path: Path) -> None:
+    for each, matched in zip(GRID, ([20, 4], [20, 20], [20, 20], [20, 18]), strict=True):
+        results.put(with_recall(each, matched))
+    report = Report(results)
+    rows = [line.split("|")[1:-1] for line in report.markdown().splitlines() if "of 2 |" in line]
+    assert [[part.strip() for part in row] for row in rows] == [
+        ["f16/f16", "2 of 2", "34 to 100 %", "100.0", "3", "-", "-", "-", "-", "-", "-"],
+        ["f16/q4_0", "2 of 2", "34 to 100 %", "100.0", "3", "0", "0", "-", "+0.00", "0.00", "-"],
+        ["q8_0/q4_0", "2 of 2", "34 to 100 %", "95.0", "3", "0", "0", "-", "-1.00", "1.00", "1"],
+        ["q4_0/f16", "1 of 2", "9 to 91 %", "60.0", "3", "1", "0", "1", "-8.00", "8.00", "1"],
+    ]
+    record = next(r for r in json.loads(report.json())["cells"] if r["ctk"] == "q4_0")
+    assert record["recall_targets"] == {"f0": 20, "f1": 4}
+    assert (record["paired_recall_lost"], record["paired_recall_lines"]) == (1, -8)
+    columns = report.csv().splitlines()[0].split(",")
+    assert "recall_low" in columns and "recall_targets" not in columns
+    assert any(figure.key == "recall_lines" for figure, _ in report.ranks)
+
+
+def test_a_cell_that_is_not_finished_shows_what_was_measured(results: Results) -> None:
+    results.put(replace(cell("q8_0", "f16", 0.5), error="half of it"))
+    markdown = Report(results).markdown()
+    assert "| q8_0  | 0.500000 |" in markdown and "- q8_0/f16: half of it" in markdown
 
 
 def test_every_form_of_the_report_is_written_and_parses(results: Results, tmp_path: Path) -> None:

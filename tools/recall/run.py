@@ -42,14 +42,15 @@ def settle(
 
     An answer that `dump` already has is not asked for again.
     """
-    outcome = dump.answered(target) or _ask(corpus, target, answerer)
+    outcome = dump.answered(target) or ask(corpus, target, answerer)
     dump.add(outcome)
     if path is not None:
         dump.save(path)
     return outcome
 
 
-def _ask(corpus: Corpus, target: Function, answerer: Answerer) -> Outcome:
+def ask(corpus: Corpus, target: Function, answerer: Answerer) -> Outcome:
+    """What comes of asking for `target`, once."""
     asked = task(corpus, target)
     try:
         answer = answerer(message(corpus, target))

@@ -1,0 +1,89 @@
+"""Recall as a figure of a grid: the same random functions asked of every pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tools.recall.answer import Answerer
+from tools.recall.function import PRIMARY
+from tools.recall.outcome import Outcome, Summary
+from tools.recall.prompt import message
+from tools.recall.random_bodies import RandomBodies
+from tools.recall.run import ask
+from tools.recall.sampling import sample
+from tools.results import Pair
+
+LIMIT = 1024  # most tokens of an answer
+
+
+@dataclass(frozen=True)
+class RecallSettings:
+    """What is asked: at most `k` functions of a corpus of random bodies.
+
+    200 of them, the corpus of minikv recall, exceed most contexts.
+    """
+
+    bodies: RandomBodies = RandomBodies(functions=8)  # noqa: RUF009  frozen
+    k: int = 16
+
+    def __str__(self) -> str:
+        b = self.bodies
+        return (
+            f"random-bodies functions={b.functions} value_len={b.value_len} "
+            f"confusable={b.confusable} seed={b.seed} k={self.k} max_tokens={LIMIT}"
+        )
+
+
+class Recall:
+    """Recall measured on one pair after another; `connect` makes the pair's answerer."""
+
+    def __init__(self, settings: RecallSettings, connect: Callable[[Pair], Answerer]) -> None:
+        self.settings, self._connect = settings, connect
+        self._corpus = settings.bodies.corpus()
+        # its default seed: that of a sweep may change between two runs that share a file
+        self._targets = sample(self._corpus, settings.k)
+
+    def messages(self) -> list[str]:
+        """All prompts."""
+        return [message(self._corpus, target) for target in self._targets]
+
+    def measure(self, pair: Pair) -> tuple[dict[str, Any], str | None]:
+        """The figures of `pair` as JSON values, and the line on targets that got no answer.
+
+        Those are in no figure but the count of errors.  `recall` is the share of targets that
+        passed, `recall_lines` that of the lines asked for, both None if no target was answered;
+        `recall_targets` are the lines matched by target, None for an error.
+        """
+        answerer = self._connect(pair)
+        outcomes = [ask(self._corpus, target, answerer) for target in self._targets]
+        scores = [outcome.score(False) for outcome in outcomes]
+        found = Summary.of(scores)
+        values = {
+            "recall": found.passed / found.scored if found.scored else None,
+            "recall_lines": (
+                found.primary_matched / (PRIMARY * found.scored) if found.scored else None
+            ),
+            "recall_passed": found.passed,
+            "recall_scored": found.scored,
+            "recall_errors": found.errors,
+            "recall_hallucinated": found.hallucinated,
+            "recall_targets": {
+                outcome.function.name: None if score is None else score.primary_matched
+                for outcome, score in zip(outcomes, scores, strict=True)
+            },
+        }
+        return values, _complaint(outcomes)
+
+
+def _complaint(outcomes: list[Outcome]) -> str | None:
+    """The targets without an answer in one line, None if there are none."""
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
+    if not failed:
+        return None
+    first = failed[0]
+    return (
+        f"recall: {len(failed)} of {len(outcomes)} targets got no answer, "
+        f"the first {first.function.name}: {first.error}"
+    )
