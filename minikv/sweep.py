@@ -23,6 +23,8 @@ _EXAMPLES = """\b
 Examples:
   minikv sweep -f wiki.test.raw --ctk f16,q8_0,q4_0 --ctv f16,q8_0,q4_0 --db grid.sqlite
   minikv sweep -f wiki.test.raw --ctk q8_0 --ctv q8_0,q4_0 --metrics kld,speed --db fast.sqlite
+  minikv sweep -f wiki.test.raw --ctk f16,q4_0 --ctv f16 --metrics recall --db recall.sqlite
+  minikv sweep ... --executor dask://192.168.1.10:8786
   minikv sweep report --db grid.sqlite --out grid/
   minikv sweep run --help
 """
@@ -49,7 +51,7 @@ def _run(
     ],
     model: ModelOption = DEFAULT,
     metrics: Annotated[
-        str, typer.Option(metavar="LIST", help="Of ppl, kld, bytes and speed.")
+        str, typer.Option(metavar="LIST", help="Of ppl, kld, recall, bytes, speed.")
     ] = "ppl,kld,bytes,speed",
     protocol: Annotated[
         str, typer.Option(help="llama, pa or decode, as for minikv ppl.")
@@ -59,7 +61,18 @@ def _run(
     n_ctx: WindowOption = 512,
     chunks: Annotated[int, typer.Option(help="Most windows.")] = 2,
     bos_per_window: BosOption = None,
+    functions: Annotated[
+        int, typer.Option(help="recall: functions of a corpus of random bodies.")
+    ] = 8,
+    value_len: Annotated[int, typer.Option(help="recall: characters of a literal.")] = 24,
+    confusable: Annotated[
+        int, typer.Option(help="recall: names differ only in their last E of 8 characters.")
+    ] = 8,
+    k: Annotated[int, typer.Option("-k", min=1, help="recall: most functions to ask for.")] = 16,
     seed: Annotated[int, typer.Option(help="Decides the order of the cells.")] = 42,
+    executor: Annotated[
+        str, typer.Option(help="local, or dask://HOST:PORT, the scheduler of a Dask cluster.")
+    ] = "local",
     threads: ThreadsOption = None,
     backend: BackendOption = "cpu",
 ) -> None:
@@ -67,10 +80,20 @@ def _run(
 
     Each cell is kept in the file the moment it is finished.  Stop it as you like: the same command
     goes on where it stopped, and tries cells again that failed.
+
+    recall has functions repeated verbatim, as minikv recall random-bodies does.
+
+    With dask://HOST:PORT the cells go to the workers of a cluster, each with minikv[tools] and the
+    model under the same name.  Results still come here; a cell whose worker dies goes to another.
+    Every worker process loads the model and uses -t threads.
     """
+    from minikv.ppl import read_text
     from minikv.run import ModelChoice
+    from minikv.sweep_plan import Plan
     from minikv.sweep_run import sweep
+    from tools.recall.random_bodies import RandomBodies
     from tools.sweep import Grid
+    from tools.sweep_recall import RecallSettings
     from tools.windows import Settings
 
     lists = (tuple(x for x in text.split(",") if x) for text in (ctk, ctv, metrics))
@@ -78,7 +101,9 @@ def _run(
     grid = Grid(keys, values, (base_ctk, base_ctv), measures)
     choice = ModelChoice(model, base_ctk, base_ctv, n_ctx, threads, backend)
     settings = Settings(protocol, n_ctx, chunks, base_ctk, base_ctv, bos_per_window)
-    sweep(choice, file, settings, grid, database, seed)
+    bodies = RandomBodies(functions, value_len, confusable=confusable)
+    plan = Plan(choice, read_text(file), settings, grid, RecallSettings(bodies, k))
+    sweep(plan, file, database, seed, executor)
 
 
 @app.command("report")

@@ -2,53 +2,44 @@
 
 from __future__ import annotations
 
-import hashlib
-import shlex
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich import progress as bars
 from rich.console import Console
 
 from engine import InputError
-from engine.kv.formats import kv_format
-from minikv.ppl import read_text
-from minikv.run import ModelChoice, note
-from minikv.text import one_line
-from tools.grid import figures, matrix
-from tools.ppl import files_sha256
-from tools.results import Cell, Pair, Results
-from tools.sweep import Grid, Sweep
+from minikv.run import note
+from minikv.sweep_plan import Plan
+from minikv.text import command_line, one_line
+from tools.grid import beside_base, figures, matrix
+from tools.results import Outcome, Pair, Results
+from tools.sweep_dask import Cluster
 from tools.sweep_report import Report, matrix_table
-from tools.windows import Settings
 
 
-def sweep(
-    choice: ModelChoice, file: Path, settings: Settings, grid: Grid, database: Path, seed: int
-) -> None:
+def sweep(plan: Plan, file: Path, database: Path, seed: int, executor: str) -> None:
     """Measure the cells that `database` lacks and print the grid; progress goes to stderr.
 
-    Raises InputError at the end if cells have failed.
+    `executor` is "local", this process, or dask://HOST:PORT.  Raises InputError at the end if cells
+    have failed.
     """
-    for name in {*grid.ctk, *grid.ctv}:
-        kv_format(name)  # refuses unknown names before a download
-    text = read_text(file)
-    model = choice.load()
-    measured = Sweep(model, text, settings, grid)
-    identity = {
-        "model_sha256": files_sha256(model.checkpoint.paths),
-        "text_sha256": hashlib.sha256(text.encode()).hexdigest(),
-        **measured.identity(),
-    }
-    notes = {"model": choice.model, "file": str(file), "command": _command()}
-    results = Results(database, identity, notes)
-    pending = measured.pending(results, seed)
-    kept = len(grid.pairs(seed)) - len(pending)
-    if kept:
-        note(f"{kept} cells are finished already in {database}")
-    failures = _watched(measured, results, pending)
-    cells = results.cells()
+    with nullcontext() if executor == "local" else Cluster(executor) as cluster:
+        measured = plan.sweep()
+        identity = measured.identity()
+        notes = {"model": plan.choice.model, "file": str(file), "command": command_line()}
+        results = Results(database, identity, notes)
+        pending = measured.pending(results, seed)
+        kept = len(plan.grid.pairs(seed)) - len(pending)
+        if kept:
+            note(f"{kept} cells are finished already in {database}")
+        if cluster is None:
+            outcomes = measured.run(results, pending)
+        else:
+            outcomes = cluster.run(plan.anywhere(), identity, results, pending)
+        failures = _watched(outcomes, len(pending), database)
+    cells = beside_base(results.cells(), plan.grid.base)
     for figure in figures(cells):
         print(f"{figure.title}\n{matrix_table(matrix(cells, figure))}\n")
     results.close()
@@ -70,7 +61,9 @@ def report(database: Path, folder: Path) -> None:
     results.close()
 
 
-def _watched(measured: Sweep, results: Results, pending: Sequence[Pair]) -> dict[Pair, str]:
+def _watched(
+    outcomes: Iterable[tuple[Pair, Outcome]], total: int, database: Path
+) -> dict[Pair, str]:
     """Run the cells; a line for each, and on a terminal a bar with the time left."""
     console = Console(stderr=True)
     columns = (
@@ -86,28 +79,25 @@ def _watched(measured: Sweep, results: Results, pending: Sequence[Pair]) -> dict
     with bars.Progress(
         *columns, console=console, disable=not console.is_terminal, speed_estimate_period=1e9
     ) as bar:
-        task = bar.add_task("cells", total=len(pending))
+        task = bar.add_task("cells", total=total)
         try:
-            for pair, outcome in measured.run(results, pending):
-                if isinstance(outcome, str):
-                    failures[pair] = outcome
+            for pair, outcome in outcomes:
+                failed = outcome if isinstance(outcome, str) else outcome.error
+                if failed is not None:
+                    failures[pair] = failed
                 console.print(_line(pair, outcome), markup=False, highlight=False, soft_wrap=True)
                 bar.advance(task)
         except KeyboardInterrupt:
             bar.stop()
-            note(f"stopped: finished cells are kept in {results.path}; run it again to go on")
+            note(f"stopped: finished cells are kept in {database}; run it again to go on")
             raise
     return failures
 
 
-def _line(pair: Pair, outcome: Cell | str) -> str:
+def _line(pair: Pair, outcome: Outcome) -> str:
     name = "/".join(pair)
     if isinstance(outcome, str):
         return f"{name}: failed: {one_line(outcome)}"
-    shown = (f"{f.title} {f.show(outcome.values[f.key])}" for f in figures([outcome]))
+    shown = [f"{f.title} {f.show(outcome.values[f.key])}" for f in figures([outcome])]
+    shown += [] if outcome.error is None else [f"failed: {one_line(outcome.error)}"]
     return f"{name}: {', '.join(shown)}; {outcome.values['seconds']:.1f} s"
-
-
-def _command() -> str:
-    """The command line that reproduces this run."""
-    return shlex.join(["minikv", *sys.argv[1:]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from command import child
 from tiny_model import write_tiny_model
 
+from minikv.answerer import EngineAnswerer
+from tools.recall.answer import Answer
 from tools.results import Results
 from tools.sweep import Sweep
 
@@ -54,8 +57,11 @@ def test_report_prints_markdown_and_writes_every_form(minikv, model, here):
 def test_results_of_another_model_are_refused_and_kept(minikv, model, here):
     minikv(*command(model, "--metrics", "ppl"))
     other = write_tiny_model(here / "other.gguf", endless=True)
+    Path("other.txt").write_text("Another text. " * 100)
     for args, told in (
-        (["-m", other], "holds results of model"),
+        (["-m", other], f"holds results of model {model} (sha256 "),
+        (["-m", other], f"), not {other} (sha256 "),
+        (["-f", "other.txt"], "holds results of file text.txt (sha256 "),
         (["-c", 128], "holds results of n_ctx 64, not 128; give another --db"),
         (["--chunks", 1], "holds results of windows 2, not 1"),
         (["--base-ctk", "f32"], "holds results of base f16,f16, not f32,f16"),
@@ -96,10 +102,74 @@ def test_ctrl_c_stops_with_one_line_and_keeps_the_finished_cells(model, here):
     assert tuple(first.split(":")[0].split("/")) in done and len(done) < 6
 
 
+def test_recall_is_measured_told_and_reported(minikv, here):
+    model = write_tiny_model(here / "long.gguf", n_ctx=8192)
+    asked = ["--ctk", "f16", "--metrics", "recall", "--functions", 2, "--value-len", 1]
+    result = minikv(*command(model, *asked))
+    assert result.status == 0, result.err
+    assert "recall (% of targets)\n| K \\ V | f16 | q4_0 | mean |" in result.out
+    report = minikv("sweep", "report", "--db", "grid.sqlite", "--out", "out").out
+    assert "## Recall" in report and "| f16/f16  | 0 of 2 |" in report
+    other = minikv(*command(model, *asked, "--confusable", 2))
+    assert "holds results of recall random-bodies functions=2 value_len=1 conf" in other.err
+
+
+def test_a_cell_with_an_unanswered_target_is_told_kept_and_tried_again(minikv, here, monkeypatch):
+    model = write_tiny_model(here / "long.gguf", n_ctx=8192)
+    asked = ["--ctk", "f16", "--metrics", "ppl,recall", "--functions", 1, "--value-len", 1]
+    with monkeypatch.context() as patch:
+        patch.setattr(EngineAnswerer, "__call__", lambda *_: Answer("", "stop"))
+        result = minikv(*command(model, *asked))
+    assert result.status == 1
+    assert ", failed: recall: 1 of 1 targets got no answer" in result.err
+    assert "2 of 2 cells failed, the first " in result.err.splitlines()[-1]
+    assert "perplexity" in result.out and "recall" not in result.out
+    assert minikv(*command(model, *asked)).status == 0
+
+
+def test_a_full_disk_ends_the_run_in_one_line_and_keeps_the_finished_cells(
+    minikv, model, here, monkeypatch
+):
+    run = Sweep.run
+
+    def filling(self, results, pending):
+        outcomes = run(self, results, pending)
+        yield next(outcomes)
+        (pages,) = results._db.execute("PRAGMA page_count").fetchone()
+        results._db.execute(f"PRAGMA max_page_count = {pages}")
+        results.put_error(("x", "x"), "a line that finds no room " * 1000)
+
+    monkeypatch.setattr(Sweep, "run", filling)
+    result = minikv(*command(model, "--metrics", "ppl"))
+    assert (result.status, result.out) == (1, "")
+    assert result.err.splitlines()[1:] == ["minikv: grid.sqlite: database or disk is full"]
+    assert len(Results.read(Path("grid.sqlite")).done()) == 1
+
+
+def test_a_cluster_measures_the_grid_from_wherever_its_workers_are(minikv, model, here):
+    distributed = pytest.importorskip("distributed")
+    options = {"threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
+    with distributed.LocalCluster(n_workers=2, **options) as cluster:
+        address = cluster.scheduler_address.replace("tcp", "dask")
+        args = ["--metrics", "ppl,bytes", "--executor", address]
+        first = minikv(*command(Path(os.path.relpath(model)), *args))
+    assert (first.status, len(first.err.splitlines())) == (0, 4), first.err
+    local = minikv(*command(model, "--metrics", "ppl,bytes", "--db", "local.sqlite"))
+    assert first.out == local.out
+    again = minikv(*command(model, "--metrics", "ppl,bytes"))
+    assert again.err == "minikv: 4 cells are finished already in grid.sqlite\n"
+
+
 @pytest.mark.parametrize(
     ("args", "told"),
     [
-        (["--metrics", "beauty"], "beauty: not a metric. Choose from: ppl, kld, recall, bytes, speed"),
+        (
+            ["--metrics", "beauty"],
+            "beauty: not a metric. Choose from: ppl, kld, recall, bytes, speed",
+        ),
+        (["--metrics", "recall"], "exceed the model's context of 256; use fewer --functions"),
+        (["--functions", 0], "functions 0: must be 1 to 10000"),
+        (["--executor", "ray"], "--executor ray: choose local or dask://HOST:PORT"),
         (["--ctk", "f16,q3"], "q3: not a KV cache type"),
         (["--ctv", ","], "no value types: the grid has no cells"),
         (["--db", "absent/grid.sqlite"], "absent/grid.sqlite: unable to open database file"),
