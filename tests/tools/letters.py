@@ -19,8 +19,8 @@ class Letters:
         return ([self.bos] if add_special else []) + [ord(c) % VOCAB for c in text]
 
 
-def letters_model(path: Path = ORACLE) -> Model:
+def letters_model(path: Path = ORACLE, backend: str = "cpu") -> Model:
     """The model at `path`, read with `Letters`."""
-    model = load_model(path)
+    model = load_model(path, backend=backend)
     model.__dict__["tokenizer"] = Letters()
     return model

@@ -13,6 +13,7 @@ import pytest
 from letters import TEXT, letters_model
 
 from engine import InputError, Session
+from engine.kv.formats import KV_FORMATS
 from engine.model.load import Model
 from tools.kld import Divergence
 from tools.kld_report import Statistics
@@ -57,6 +58,25 @@ def test_the_reference_does_not_diverge_from_itself(model: Model) -> None:
     grid = Grid(("q4_0",), ("q4_0",), ("q4_0", "int3nsep"), ("kld",))
     values = Sweep(model, TEXT, SETTINGS, grid).measure(grid.base).values
     assert (values["max_kld"], values["delta_ppl"], values["same_top"]) == (0, 0, 1)
+
+
+def test_a_broken_quantizer_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = letters_model(backend="reference")  # whose pages are the format's own
+    grid = Grid(("int3nsep",), ("f16",), metrics=("kld",))
+    settings = Settings("pa", 64, 2)
+    sound = Sweep(model, TEXT, settings, grid).measure(("int3nsep", "f16"))
+    kind = type(KV_FORMATS["int3nsep"])
+    encode = kind.encode
+
+    def swapped(self, x, side):
+        page = encode(self, x, side)
+        page[..., [0, 1]] = page[..., [1, 0]]
+        return page
+
+    monkeypatch.setattr(kind, "encode", swapped)
+    broken = Sweep(model, TEXT, settings, grid).measure(("int3nsep", "f16"))
+    assert broken.values["ppl"] != sound.values["ppl"]
+    assert abs(broken.values["mean_kld"] - sound.values["mean_kld"]) > 0
 
 
 def test_bytes_are_those_of_a_session_with_the_pair(model: Model) -> None:

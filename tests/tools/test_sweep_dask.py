@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from letters import ORACLE, TEXT, Letters
+from letters import TEXT, letters_model
 
-from engine import InputError, load_model
+from engine import InputError
 from tools import sweep_dask
 from tools.results import Cell, Pair, Results
 from tools.sweep import Grid, Sweep
@@ -34,8 +34,7 @@ class Plan:
     fatal: Pair | None = None
 
     def sweep(self) -> Sweep:
-        model = load_model(ORACLE, backend="reference")
-        model.__dict__["tokenizer"] = Letters()
+        model = letters_model(backend="reference")
         return Watched(model, TEXT, Settings("llama", 64, 2), GRID, self)
 
     def begun(self) -> list[str]:
