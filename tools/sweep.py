@@ -83,9 +83,10 @@ class Reference:
             self._states[index] = self._run(self._windows.tokens[index])
         model, states, start = self._windows.model, self._states[index], 0
         for targets, logits in candidate:
-            piece = states[start : start + len(logits)]
+            # named, so that it lives until the backend has read it
+            piece = model.ops.asarray(states[start : start + len(logits)])
             start += len(logits)
-            yield targets, model.logits(model.ops.asarray(piece)), logits
+            yield targets, model.ops.to_host(model.logits(piece)), logits
 
     def _run(self, window: Sequence[int]) -> np.ndarray:
         model = self._windows.model
