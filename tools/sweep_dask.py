@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from typing import Any, Protocol
@@ -73,9 +74,12 @@ class Cluster:
         `identity` is that of the plan's sweep here.  Raises InputError when a worker cannot build
         that very sweep, and when scheduler or workers are gone for good.
         """
+        self._check()
         submit = self._client.submit
         # as a task of its own the plan travels once per worker, again if one dies
-        shared = submit(_same, plan, pure=False)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sending large graph")  # a long text
+            shared = submit(_same, plan, pure=False)
         todo = {submit(_measured, shared, dict(identity), p, pure=False): p for p in pending}
         while todo:
             for future in self._finished(list(todo)):
@@ -91,6 +95,7 @@ class Cluster:
         """At least one of `futures`, all that are finished."""
         alone_since = None
         while True:
+            self._check()
             try:
                 return list(
                     self._distributed.wait(
@@ -98,16 +103,23 @@ class Cluster:
                     ).done
                 )
             except CancelledError:
-                raise InputError(
-                    f"{self.address}: the scheduler is gone; finished cells are kept"
-                ) from None
+                raise self._gone() from None
             except TimeoutError:
-                if self._client.scheduler_info()["workers"]:
+                if self._client.scheduler_info().get("workers"):
                     alone_since = None
                 elif alone_since is None:
                     alone_since = time.monotonic()
                 elif time.monotonic() - alone_since > _ALONE:
-                    raise self._no_worker() from None
+                    running = self._client.status == "running"
+                    raise (self._no_worker() if running else self._gone()) from None
+
+    def _check(self) -> None:
+        """A client that has waited for its scheduler in vain closes itself."""
+        if self._client.status not in ("running", "connecting"):
+            raise self._gone()
+
+    def _gone(self) -> InputError:
+        return InputError(f"{self.address}: the scheduler is gone; finished cells are kept")
 
     def _no_worker(self) -> InputError:
         where = self.address.removeprefix(f"{SCHEME}://")
