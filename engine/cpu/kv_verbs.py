@@ -8,7 +8,7 @@ float32 [rows, W] with W = dim rounded up to 32 and zeros behind dim; score's ou
 with `stride` bytes between rows.  Three format parameters follow.  `scratch` holds
 `scratch_nbytes`.
 
-There is a pair for all token formats and a pair for all per-channel page formats.
+There is a pair for all token formats and one for each family of page formats.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from engine.cpu import kv_pages, kv_tokens
+from engine.cpu import kv_pages, kv_tokens, kv_waterfill
 from engine.cpu.jit import Verb
 from engine.cpu.kv_decode import DECODERS
 from engine.kv.format import KVFormat, TokenFormat
 from engine.kv.formats.channels import ChannelFormat, padded_dim
+from engine.kv.formats.waterfill import WaterFilledFormat, group_channels
 
 _TOKENS = Verb(kv_tokens.score), Verb(kv_tokens.mix)
 _PAGES = Verb(kv_pages.score), Verb(kv_pages.mix)
+_WATER_FILLED = Verb(kv_waterfill.score), Verb(kv_waterfill.mix)
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ def supported(kind: KVFormat) -> bool:
     """Whether there are verbs for the format."""
     if isinstance(kind, TokenFormat):
         return kind.name in DECODERS
-    return isinstance(kind, ChannelFormat)
+    return isinstance(kind, ChannelFormat | WaterFilledFormat)
 
 
 @lru_cache(maxsize=64)
@@ -50,6 +52,10 @@ def page_verbs(kind: KVFormat, page_tokens: int, head_dim: int) -> PageVerbs:
         score, mix = _TOKENS
         decoder = DECODERS[kind.name].address
         parameters = (decoder, kind.row_nbytes(head_dim), kind.channels(head_dim))
+    elif isinstance(kind, WaterFilledFormat):
+        score, mix = _WATER_FILLED
+        group = group_channels(page_tokens, "k")
+        parameters = (kind.codes_nbytes(page_tokens, head_dim), group, 0)
     else:
         assert isinstance(kind, ChannelFormat)
         score, mix = _PAGES
@@ -64,4 +70,5 @@ def scratch_nbytes(rows: int, head_dim: int, page_tokens: int) -> int:
     wide = -(-head_dim // 32) * 32
     queries = 4 * rows * (wide + 16) + 64 * padded_dim(head_dim)
     weights = 4 * rows * page_tokens + 64 * kv_pages.MIX_TOKENS
-    return max(4 * kv_tokens.BLOCK * wide, queries, weights) + 64
+    water_filled = kv_waterfill.scratch_nbytes(rows, padded_dim(head_dim), page_tokens)
+    return max(4 * kv_tokens.BLOCK * wide, queries, weights, water_filled) + 64

@@ -18,19 +18,25 @@ class KVFormat(ABC):
 
     `page_tokens` is None for token formats, which quantize each token by itself and are written as
     the token arrives into pages of any length.  Page formats share statistics between the tokens of
-    a page: their tokens wait in a tail until the page is full.
+    a page: their tokens wait in a tail until the page is full.  A `weighted` format packs keys
+    better when it is told what their channels are worth.
     """
 
     name: str
     page_tokens: int | None = None
+    weighted: bool = False
 
     @abstractmethod
     def page_nbytes(self, tokens: int, head_dim: int) -> int:
         """Bytes of a page of `tokens` tokens for one KV head, metadata and padding included."""
 
     @abstractmethod
-    def encode(self, x: np.ndarray, side: Side) -> np.ndarray:
-        """Pack float32 x [..., tokens, head_dim] into uint8 [..., page_nbytes]."""
+    def encode(self, x: np.ndarray, side: Side, weights: np.ndarray | None = None) -> np.ndarray:
+        """Pack float32 x [..., tokens, head_dim] into uint8 [..., page_nbytes].
+
+        `weights` float32 [..., head_dim] >= 0, for keys in a `weighted` format: the RMS of the
+        page's queries in each channel; None for ones.
+        """
 
     @abstractmethod
     def decode(self, page: np.ndarray, head_dim: int, side: Side) -> np.ndarray:
@@ -70,7 +76,7 @@ class TokenFormat(KVFormat):
     def page_nbytes(self, tokens: int, head_dim: int) -> int:
         return tokens * self.row_nbytes(head_dim)
 
-    def encode(self, x: np.ndarray, side: Side) -> np.ndarray:
+    def encode(self, x: np.ndarray, side: Side, weights: np.ndarray | None = None) -> np.ndarray:
         *lead, tokens, dim = x.shape
         padded = np.zeros((*lead, tokens, self.channels(dim)), np.float32)
         padded[..., :dim] = x

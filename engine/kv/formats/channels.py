@@ -70,7 +70,7 @@ class ChannelFormat(KVFormat):
         ranges = (4 if self.asym else 2) * padded_dim(head_dim)
         return self.codes_nbytes(tokens, head_dim) + norms + ranges
 
-    def encode(self, x: np.ndarray, side: Side) -> np.ndarray:
+    def encode(self, x: np.ndarray, side: Side, weights: np.ndarray | None = None) -> np.ndarray:
         *lead, tokens, dim = x.shape
         codes, norms, m, s = self.quantize(x)
         wide = np.zeros((*lead, tokens, padded_dim(dim)), np.uint8)

@@ -12,6 +12,7 @@ from engine.errors import InputError
 from engine.kv.cache import CacheType
 from engine.kv.format import BlockFormat, KVFormat, Side, TokenFormat
 from engine.kv.formats import KV_FORMATS, KV_TYPES, kv_format
+from engine.kv.formats.channels import ChannelFormat
 
 FORMATS = list(KV_FORMATS.values())
 TOKEN_FORMATS = [f for f in FORMATS if isinstance(f, TokenFormat)]
@@ -119,11 +120,20 @@ def test_token_pages_are_their_rows_in_order(kind: TokenFormat) -> None:
     np.testing.assert_array_equal(kind.encode(x, "k"), np.concatenate(rows))
 
 
-@named(PAGE_FORMATS)
+@named([f for f in PAGE_FORMATS if isinstance(f, ChannelFormat)])
 def test_both_sides_stand_for_the_same_values(kind: KVFormat) -> None:
     x = gaussian(tokens_of(kind), 96)
     k, v = (kind.decode(kind.encode(x, side), 96, side) for side in SIDES)
     np.testing.assert_array_equal(k, v)
+
+
+def water_filled(bits: int) -> tuple[float, float]:
+    """Codes, three bytes less five bits per channel, one per token, 12 per page."""
+
+    def per_token(channels: int) -> float:
+        return bits * channels + 19 * channels / 128 + 8 + 96 / 128
+
+    return per_token(64) / 64, per_token(80) / 72
 
 
 # Bits per value at head_dim 64 and 72, metadata included.  72 channels fill blocks of 32 as 96 do
@@ -148,6 +158,7 @@ BITS = {
     "int3pchan-asym": (3.25, (3 * 80 + 2 * 16 * 80 / 128) / 72),
     "int4row": (4.25, 4 + 16 / 72),
     "int4row-asym": (4.5, 4 + 32 / 72),
+    **{f"int{b}{kind}": water_filled(b) for b in (2, 3, 4) for kind in ("wf", "wfq")},
 }
 
 
