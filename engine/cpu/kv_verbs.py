@@ -16,15 +16,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from engine.cpu import kv_pages, kv_tokens, kv_waterfill
+from engine.cpu import kv_kivi, kv_pages, kv_tokens, kv_waterfill
 from engine.cpu.jit import Verb
 from engine.cpu.kv_decode import DECODERS
 from engine.kv.format import KVFormat, TokenFormat
 from engine.kv.formats.channels import ChannelFormat, padded_dim
+from engine.kv.formats.kivi import KiviFormat
 from engine.kv.formats.waterfill import WaterFilledFormat, group_channels
 
 _TOKENS = Verb(kv_tokens.score), Verb(kv_tokens.mix)
 _PAGES = Verb(kv_pages.score), Verb(kv_pages.mix)
+_KIVI = Verb(kv_kivi.score), Verb(kv_kivi.mix)
 _WATER_FILLED = Verb(kv_waterfill.score), Verb(kv_waterfill.mix)
 
 
@@ -42,7 +44,7 @@ def supported(kind: KVFormat) -> bool:
     """Whether there are verbs for the format."""
     if isinstance(kind, TokenFormat):
         return kind.name in DECODERS
-    return isinstance(kind, ChannelFormat | WaterFilledFormat)
+    return isinstance(kind, ChannelFormat | WaterFilledFormat | KiviFormat)
 
 
 @lru_cache(maxsize=64)
@@ -56,6 +58,9 @@ def page_verbs(kind: KVFormat, page_tokens: int, head_dim: int) -> PageVerbs:
         score, mix = _WATER_FILLED
         group = group_channels(page_tokens, "k")
         parameters = (kind.codes_nbytes(page_tokens, head_dim), group, 0)
+    elif isinstance(kind, KiviFormat):
+        score, mix = _KIVI
+        parameters = (kind.codes_nbytes(page_tokens, head_dim), kind.bits, kind.group)
     else:
         assert isinstance(kind, ChannelFormat)
         score, mix = _PAGES
@@ -70,5 +75,8 @@ def scratch_nbytes(rows: int, head_dim: int, page_tokens: int) -> int:
     wide = -(-head_dim // 32) * 32
     queries = 4 * rows * (wide + 16) + 64 * padded_dim(head_dim)
     weights = 4 * rows * page_tokens + 64 * kv_pages.MIX_TOKENS
-    water_filled = kv_waterfill.scratch_nbytes(rows, padded_dim(head_dim), page_tokens)
-    return max(4 * kv_tokens.BLOCK * wide, queries, weights, water_filled) + 64
+    families = (
+        module.scratch_nbytes(rows, padded_dim(head_dim), page_tokens)
+        for module in (kv_kivi, kv_waterfill)
+    )
+    return max(4 * kv_tokens.BLOCK * wide, queries, weights, *families) + 64

@@ -10,6 +10,7 @@ from engine.kv.format import KVFormat
 from engine.kv.formats.channels import CHANNELS
 from engine.kv.formats.floats import BF16, F16, F32
 from engine.kv.formats.iq4_nl import IQ4_NL
+from engine.kv.formats.kivi import KIVI
 from engine.kv.formats.q8_0 import Q8_0
 from engine.kv.formats.range_blocks import Q4_1, Q5_1
 from engine.kv.formats.rows import ROWS
@@ -20,11 +21,11 @@ _PLAIN = (F32, F16, BF16, Q8_0, Q6_0, Q5_1, Q5_0, Q4_1, Q4_0, IQ4_NL)
 _COMMON = (
     "int4nsep", "int3nsep", "int2nsep", "int4nsep-sym", "int3nsep-sym", "int3pchan",
     "int3pchan-asym", "int4row", "int4row-asym", "int4wf", "int3wf", "int2wf", "int4wfq",
-    "int3wfq", "int2wfq",
+    "int3wfq", "int2wfq", "kivi4", "kivi2", "kivi2-g64",
 )  # fmt: skip
 
 ALL_KV_FORMATS: dict[str, KVFormat] = {
-    f.name: f for f in (*_PLAIN, *CHANNELS, *ROWS, *WATER_FILLED)
+    f.name: f for f in (*_PLAIN, *CHANNELS, *ROWS, *WATER_FILLED, *KIVI)
 }
 """Every type that has a name: the plain ones, and the whole grid of int types for ablations."""
 
@@ -35,7 +36,8 @@ KV_FORMATS: dict[str, KVFormat] = {
 
 KV_TYPES = (
     f"{', '.join(f.name for f in _PLAIN)}, int{{2-8}}nsep[-sym][-raw][:PAGE], "
-    "int{2-8}pchan[-asym][:PAGE], int{2-8}row[-asym], int{2-4}wf[q][:PAGE]"
+    "int{2-8}pchan[-asym][:PAGE], int{2-8}row[-asym], int{2-4}wf[q][:PAGE], "
+    "kivi{2-4}[-g64][:PAGE]"
 )
 """All names on one line, for help and error messages."""
 

@@ -82,7 +82,7 @@ class ChannelFormat(KVFormat):
         metadata = [ranges.reshape(*lead, -1)]
         if norms is not None:
             metadata.insert(0, norms[..., 0])
-        packed = pack_steps(_to_steps(wide, side), self.bits)
+        packed = pack_steps(to_steps(wide, side), self.bits)
         parts = [np.ascontiguousarray(part).view(np.uint8) for part in metadata]
         return np.concatenate([packed, *parts], axis=-1)
 
@@ -120,7 +120,7 @@ class ChannelFormat(KVFormat):
         end = self.codes_nbytes(tokens, head_dim)
         packed = page[..., :end]
         steps = unpack_steps(packed, self.bits, tokens * wide // STEP_CODES, STEP_CODES)
-        codes = _from_steps(steps, tokens, wide, side)[..., :head_dim]
+        codes = from_steps(steps, tokens, wide, side)[..., :head_dim]
         metadata = np.ascontiguousarray(page[..., end:]).view(np.float16)
         separate = self.norms != "none"
         norms, ranges = np.split(metadata, [tokens if separate else 0], axis=-1)
@@ -146,7 +146,7 @@ def _length(x: np.ndarray) -> np.ndarray:
     return np.sqrt(total)
 
 
-def _to_steps(codes: np.ndarray, side: Side) -> np.ndarray:
+def to_steps(codes: np.ndarray, side: Side) -> np.ndarray:
     """uint8 [..., P, D] to steps [..., P D / 64, 64]."""
     lanes = codes if side == "k" else np.swapaxes(codes, -1, -2)
     *lead, rows, columns = lanes.shape
@@ -154,7 +154,8 @@ def _to_steps(codes: np.ndarray, side: Side) -> np.ndarray:
     return np.swapaxes(quads, -2, -3).reshape(*lead, -1, STEP_CODES)
 
 
-def _from_steps(steps: np.ndarray, tokens: int, dim: int, side: Side) -> np.ndarray:
+def from_steps(steps: np.ndarray, tokens: int, dim: int, side: Side) -> np.ndarray:
+    """Inverse of `to_steps`."""
     rows, columns = (tokens, dim) if side == "k" else (dim, tokens)
     lead = steps.shape[:-2]
     quads = steps.reshape(*lead, rows // 16, columns // 4, 16, 4)

@@ -159,6 +159,10 @@ BITS = {
     "int4row": (4.25, 4 + 16 / 72),
     "int4row-asym": (4.5, 4 + 32 / 72),
     **{f"int{b}{kind}": water_filled(b) for b in (2, 3, 4) for kind in ("wf", "wfq")},
+    # 72 channels of V are three groups, or two, which is more than the ranges of 80 of K take
+    "kivi4": (5, (4 * 80 + 32 * 3) / 72),
+    "kivi2": (3, (2 * 80 + 32 * 3) / 72),
+    "kivi2-g64": (2.5, (2 * 80 + 32 * 2) / 72),
 }
 
 
