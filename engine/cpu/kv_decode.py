@@ -6,6 +6,7 @@ import numpy as np
 
 from engine.cpu.blocks import BLOCK_DECODERS
 from engine.cpu.jit import Verb
+from engine.cpu.kv_hqq import HQQ_DECODERS
 from engine.cpu.kv_rows import ROW_DECODERS
 from engine.cpu.simd import convert, f32x8, fma, load, load_f16, splat, store, u8x8
 from engine.kv.formats.signed_blocks import Q6_0
@@ -30,4 +31,5 @@ DECODERS = {
     **{name.lower(): decoder for name, decoder in BLOCK_DECODERS.items()},
     Q6_0.name: Verb(q6_0),
     **ROW_DECODERS,
+    **HQQ_DECODERS,
 }

@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from engine.cpu.jit import Verb, call, field, kernel
+from engine.cpu.kv_hqq import HQQ_ENCODERS
 from engine.cpu.kv_rows import ROW_ENCODERS
 from engine.cpu.memory import Pool
 from engine.cpu.simd import (
@@ -200,6 +201,7 @@ ENCODERS = {
     "q4_0": Verb(q4_0),
     "iq4_nl": Verb(iq4_nl),
     **ROW_ENCODERS,
+    **HQQ_ENCODERS,
 }
 
 

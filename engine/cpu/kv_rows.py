@@ -32,49 +32,49 @@ WIDTHS = (8, 4, 2, 1)  # of planes: see `engine.bits`
 
 
 @kernel
-def _place(step, width, bits):
+def place(step, width, bits):
     """Of a step in a plane: its line in the set, its bit in the bytes, its bit in the codes."""
     first, per_line = bits & (-2 * width), 8 // width
     return first + step // per_line, width * (step % per_line), first
 
 
 @kernel
-def _eight_codes(codes, j, n, step, bits):
+def eight_codes(codes, j, n, step, bits):
     """Codes j..j+8 of a step of n as u8x8."""
     found = zeros(u8x8)
     for width in WIDTHS:
         if bits & width:
-            line, shift, first = _place(step, width, bits)
+            line, shift, first = place(step, width, bits)
             part = (load(u8x8, codes + line * n + j) >> shift) & ((1 << width) - 1)
             found = found | (part << first)
     return found
 
 
 @kernel
-def _one_code(codes, j, n, step, bits):
+def one_code(codes, j, n, step, bits):
     """Code j of a step of n."""
     found = 0
     for width in WIDTHS:
         if bits & width:
-            line, shift, first = _place(step, width, bits)
+            line, shift, first = place(step, width, bits)
             part = (int(load_u8(codes + line * n + j)) >> shift) & ((1 << width) - 1)
             found |= part << first
     return found
 
 
 @kernel
-def _half(target, value):
+def half(target, value):
     """Store float32 `value` as float16 and return what was stored."""
     store_f16(target, value)
     return load_f16(target)
 
 
 @kernel
-def _step(target, reach, levels):
+def row_step(target, reach, levels):
     """Store and return the step of a row whose values reach so far."""
-    step = _half(target, reach / np.float32(levels))
+    step = half(target, reach / np.float32(levels))
     if step == 0 and reach > 0:
-        step = _half(target, F16_TINY)
+        step = half(target, F16_TINY)
     return step
 
 
@@ -90,7 +90,7 @@ def _encode(source, codes, n, bits, m, s, zero, top):
                     x = load_f32(source + 4 * (step * n + j))
                     scaled = np.rint((x - m) / s) if s > 0 else np.float32(0)
                     code = min(int(max(scaled, np.float32(-zero))) + zero, top)
-                    _, shift, first = _place(step, width, bits)
+                    _, shift, first = place(step, width, bits)
                     byte |= ((code >> first) & mask) << shift
                 store_u8(codes + ((bits & (-2 * width)) * n) + i, byte)
 
@@ -102,7 +102,7 @@ def _encoder(bits: int, asym: bool) -> Verb:
         peak = np.float32(0)
         for i in range(n):
             peak = max(peak, abs(load_f32(source + 4 * i)))
-        s = _step(target, peak, zero)
+        s = row_step(target, peak, zero)
         _encode(source, target + 2, n // 8, bits, np.float32(0), s, zero, 2 * zero)
 
     def asymmetric(source, target, n):
@@ -110,8 +110,8 @@ def _encoder(bits: int, asym: bool) -> Verb:
         for i in range(1, n):
             value = load_f32(source + 4 * i)
             low, high = min(low, value), max(high, value)
-        s = _step(target, high - low, top)
-        m = _half(target + 2, low + np.float32(0))  # never a negative zero
+        s = row_step(target, high - low, top)
+        m = half(target + 2, low + np.float32(0))  # never a negative zero
         _encode(source, target + 4, n // 8, bits, m, s, 0, top)
 
     return Verb(asymmetric if asym else symmetric)
@@ -128,12 +128,12 @@ def _decoder(bits: int, asym: bool) -> Verb:
             out = target + 4 * length * step
             if length < 8:
                 for j in range(length):
-                    code = np.float32(_one_code(codes, j, length, step, bits))
+                    code = np.float32(one_code(codes, j, length, step, bits))
                     store_f32(out + 4 * j, s * code + m)
             else:
                 for start in range(0, length, 8):
                     j = min(start, length - 8)  # the last vector overlaps the one before
-                    code = convert(f32x8, _eight_codes(codes, j, length, step, bits))
+                    code = convert(f32x8, eight_codes(codes, j, length, step, bits))
                     store(out + 4 * j, fma(code, d, offset))
 
     return Verb(decode)

@@ -9,6 +9,7 @@ from engine.errors import InputError
 from engine.kv.format import KVFormat
 from engine.kv.formats.channels import CHANNELS
 from engine.kv.formats.floats import BF16, F16, F32
+from engine.kv.formats.hqq import HQQ
 from engine.kv.formats.iq4_nl import IQ4_NL
 from engine.kv.formats.kivi import KIVI
 from engine.kv.formats.q8_0 import Q8_0
@@ -21,11 +22,11 @@ _PLAIN = (F32, F16, BF16, Q8_0, Q6_0, Q5_1, Q5_0, Q4_1, Q4_0, IQ4_NL)
 _COMMON = (
     "int4nsep", "int3nsep", "int2nsep", "int4nsep-sym", "int3nsep-sym", "int3pchan",
     "int3pchan-asym", "int4row", "int4row-asym", "int4wf", "int3wf", "int2wf", "int4wfq",
-    "int3wfq", "int2wfq", "kivi4", "kivi2", "kivi2-g64",
+    "int3wfq", "int2wfq", "kivi4", "kivi2", "kivi2-g64", "hqq4:32", "hqq2:64",
 )  # fmt: skip
 
 ALL_KV_FORMATS: dict[str, KVFormat] = {
-    f.name: f for f in (*_PLAIN, *CHANNELS, *ROWS, *WATER_FILLED, *KIVI)
+    f.name: f for f in (*_PLAIN, *CHANNELS, *ROWS, *WATER_FILLED, *KIVI, *HQQ)
 }
 """Every type that has a name: the plain ones, and the whole grid of int types for ablations."""
 
@@ -37,7 +38,7 @@ KV_FORMATS: dict[str, KVFormat] = {
 KV_TYPES = (
     f"{', '.join(f.name for f in _PLAIN)}, int{{2-8}}nsep[-sym][-raw][:PAGE], "
     "int{2-8}pchan[-asym][:PAGE], int{2-8}row[-asym], int{2-4}wf[q][:PAGE], "
-    "kivi{2-4}[-g64][:PAGE]"
+    "kivi{2-4}[-g64][:PAGE], hqq{2,3,4,8}:{32,64,128}"
 )
 """All names on one line, for help and error messages."""
 
@@ -50,14 +51,14 @@ def kv_format(text: str) -> KVFormat:
     `int3nsep:512` is int3nsep with pages of 512 tokens, P a multiple of 32 up to 8192.  Raises
     InputError for anything else.
     """
-    name, colon, pages = text.partition(":")
+    if text in ALL_KV_FORMATS:  # some names have a colon of their own
+        return ALL_KV_FORMATS[text]
+    name, _, pages = text.partition(":")
     found = ALL_KV_FORMATS.get(name)
     if not (text.isprintable() and 0 < len(text) < 40):
         text = f"{text!r:.40}"  # the message stays one short line
     if found is None:
         raise InputError(f"{text}: not a KV cache type. Choose from: {KV_TYPES}")
-    if not colon:
-        return found
     if found.page_tokens is None:
         raise InputError(f"{text}: {name} has no page length; only page formats take ':P'")
     tokens = int(pages) if re.fullmatch("[1-9][0-9]{0,4}", pages) else 0
