@@ -38,6 +38,7 @@ Recipe, u = x / |x|, r = max u - min u per channel over the page:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import gcd
 
@@ -51,14 +52,14 @@ from engine.kv.formats.channels import padded_dim
 WIDTH_BITS = 3
 MAX_WIDTH = (1 << WIDTH_BITS) - 1
 _PAIRS_NBYTES = 12
+_SET_CODES = SET_STEPS * STEP_CODES
 
 
 def group_channels(tokens: int, side: Side) -> int:
     """How many sorted channels share a width in a page of `tokens`."""
     if side == "v":
         return 16
-    whole_set = SET_STEPS * STEP_CODES
-    return max(4, whole_set // gcd(whole_set, tokens))
+    return max(4, _SET_CODES // gcd(_SET_CODES, tokens))
 
 
 def water_fill(reach: np.ndarray, bits: int, group: int) -> np.ndarray:
@@ -132,16 +133,10 @@ class WaterFilledFormat(KVFormat):
         page = self._quantize(x, side, weights if self.weighted and side == "k" else None)
         order = _order(page.widths)
         planes = page.widths[..., None, :] >> np.arange(WIDTH_BITS)[:, None] & 1
-        packed = [
-            self._pack(codes, widths, side)
-            for codes, widths in zip(
-                _take(page.codes, order).reshape(-1, tokens, order.shape[-1]),
-                _take(page.widths, order).reshape(-1, order.shape[-1]),
-                strict=True,
-            )
-        ]
+        sets = _to_sets(_take(page.codes, order), side)
+        packed = _pack(sets, _set_widths(_take(page.widths, order), tokens, side))
         parts = (
-            np.stack(packed).reshape(*lead, -1),
+            packed.reshape(*lead, -1),
             np.packbits(planes.astype(bool), axis=-1, bitorder="little").reshape(*lead, -1),
             page.norms,
             _take(page.middles, order),
@@ -181,24 +176,6 @@ class WaterFilledFormat(KVFormat):
         page.norms[:], pairs[..., 0, :] = encode_log(length / gain)
         return page
 
-    def _pack(self, codes: np.ndarray, widths: np.ndarray, side: Side) -> np.ndarray:
-        """uint8 [codes_nbytes] from one head's sorted codes uint8 [P, D] and widths [D]."""
-        steps, step_widths = _to_steps(codes, side), _step_widths(widths, len(codes), side)
-        runs = [pack_steps(steps[step_widths == w], w) for w in range(MAX_WIDTH, 0, -1)]
-        return np.concatenate(runs)
-
-    def _unpack(self, packed: np.ndarray, widths: np.ndarray, side: Side) -> np.ndarray:
-        """Inverse of `_pack`."""
-        tokens, dim = self.page_tokens, len(widths)
-        step_widths = _step_widths(widths, tokens, side)
-        steps, start = np.zeros((len(step_widths), STEP_CODES), np.uint8), 0
-        for w in range(MAX_WIDTH, 0, -1):
-            run = np.flatnonzero(step_widths == w)
-            stop = start + len(run) * STEP_CODES * w // 8
-            steps[run] = unpack_steps(packed[start:stop], w, len(run), STEP_CODES)
-            start = stop
-        return _from_steps(steps, tokens, dim, side)
-
     def decode(self, page: np.ndarray, head_dim: int, side: Side) -> np.ndarray:
         tokens, channels, lead = self.page_tokens, padded_dim(head_dim), page.shape[:-1]
         sizes = (
@@ -214,15 +191,12 @@ class WaterFilledFormat(KVFormat):
         widths = (bits << np.arange(WIDTH_BITS)[:, None]).sum(axis=-2)
         order = _order(widths)
         place = np.argsort(order, axis=-1)
-        heads = zip(
-            packed.reshape(-1, packed.shape[-1]),
-            _take(widths, order).reshape(-1, channels),
-            strict=True,
-        )
-        codes = np.stack([self._unpack(head, sorted_widths, side) for head, sorted_widths in heads])
+        sets = _unpack(packed.reshape(-1), _set_widths(_take(widths, order), tokens, side))
+        codes = _from_sets(sets, tokens, channels, side).reshape(*lead, tokens, channels)
         pairs = np.ascontiguousarray(pairs).view(np.float16).reshape(*lead, 3, 2)
-        codes = _take(codes.reshape(*lead, tokens, channels), place)
-        found = _Page(codes, widths, norms, _take(middles, place), _take(steps, place), pairs)
+        found = _Page(
+            _take(codes, place), widths, norms, _take(middles, place), _take(steps, place), pairs
+        )
         return found.decoded()[..., :head_dim]
 
 
@@ -245,27 +219,55 @@ def _take(x: np.ndarray, order: np.ndarray) -> np.ndarray:
     return np.take_along_axis(x, rows, axis=-1)
 
 
-def _step_widths(widths: np.ndarray, tokens: int, side: Side) -> np.ndarray:
-    """The width of every step, from those of the sorted channels."""
-    return widths[::4].repeat(tokens // 16) if side == "k" else widths[::16].repeat(tokens // 4)
+def _set_widths(widths: np.ndarray, tokens: int, side: Side) -> np.ndarray:
+    """The width of every set, int64 [sets of all heads], from those of the sorted channels."""
+    group = group_channels(tokens, side)
+    return widths[..., ::group].repeat(group * tokens // _SET_CODES, axis=-1).reshape(-1)
 
 
-def _to_steps(codes: np.ndarray, side: Side) -> np.ndarray:
-    """uint8 [P, D] to steps [P D / 64, 64]."""
-    tokens, dim = codes.shape
+def _to_sets(codes: np.ndarray, side: Side) -> np.ndarray:
+    """uint8 [..., P, D] to sets [sets of all heads, 8, 64]."""
+    *_, tokens, dim = codes.shape
     if side == "k":
-        steps = codes.reshape(tokens // 16, 16, dim // 4, 4).transpose(2, 0, 1, 3)
+        steps = codes.reshape(-1, tokens // 16, 16, dim // 4, 4).transpose(0, 3, 1, 2, 4)
     else:
-        steps = codes.reshape(tokens // 4, 4, dim // 16, 16).transpose(2, 0, 3, 1)
-    return steps.reshape(-1, STEP_CODES)
+        steps = codes.reshape(-1, tokens // 4, 4, dim // 16, 16).transpose(0, 3, 1, 4, 2)
+    return steps.reshape(-1, SET_STEPS, STEP_CODES)
 
 
-def _from_steps(steps: np.ndarray, tokens: int, dim: int, side: Side) -> np.ndarray:
+def _from_sets(sets: np.ndarray, tokens: int, dim: int, side: Side) -> np.ndarray:
+    """Inverse of `_to_sets`: uint8 [heads, P, D]."""
     if side == "k":
-        quads = steps.reshape(dim // 4, tokens // 16, 16, 4).transpose(1, 2, 0, 3)
+        codes = sets.reshape(-1, dim // 4, tokens // 16, 16, 4).transpose(0, 2, 3, 1, 4)
     else:
-        quads = steps.reshape(dim // 16, tokens // 4, 16, 4).transpose(1, 3, 0, 2)
-    return quads.reshape(tokens, dim)
+        codes = sets.reshape(-1, dim // 16, tokens // 4, 16, 4).transpose(0, 2, 4, 1, 3)
+    return codes.reshape(-1, tokens, dim)
+
+
+def _places(widths: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """For every width that occurs: the sets that have it, and where their bytes lie [n, 64 w]."""
+    sizes = STEP_CODES * widths
+    starts = np.cumsum(sizes) - sizes
+    for w in range(1, MAX_WIDTH + 1):
+        here = np.flatnonzero(widths == w)
+        if here.size:
+            yield w, here, starts[here, None] + np.arange(STEP_CODES * w)
+
+
+def _pack(sets: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """Sets uint8 [n, 8, 64], one after another in as many bytes as their widths [n] take."""
+    packed = np.empty(STEP_CODES * widths.sum(), np.uint8)
+    for w, here, places in _places(widths):
+        packed[places] = pack_steps(sets[here], w)
+    return packed
+
+
+def _unpack(packed: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """Inverse of `_pack`; sets without codes are zeros."""
+    sets = np.zeros((len(widths), SET_STEPS, STEP_CODES), np.uint8)
+    for w, here, places in _places(widths):
+        sets[here] = unpack_steps(packed[places], w, SET_STEPS, STEP_CODES)
+    return sets
 
 
 WATER_FILLED: tuple[WaterFilledFormat, ...] = tuple(
