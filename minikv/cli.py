@@ -13,6 +13,7 @@ import typer
 
 from engine.errors import InputError
 from minikv import __version__
+from minikv.bench import app as bench
 from minikv.kld import app as kld
 from minikv.options import (
     BackendOption,
@@ -39,6 +40,7 @@ app = typer.Typer(
 app.add_typer(recall, name="recall")
 app.add_typer(ruler, name="ruler")
 app.add_typer(kld)  # without a name: its command stands beside ours
+app.add_typer(bench)
 app.add_typer(sweep, name="sweep")
 
 
