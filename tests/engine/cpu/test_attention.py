@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from op_cases import GROUPS, HEAD_DIMS, Attention
 
+from bench.op_cases import GROUPS, HEAD_DIMS, Attention
 from engine.cpu import CpuOps
 from engine.kv.cache import LayerCache
 from engine.kv.formats import KV_FORMATS

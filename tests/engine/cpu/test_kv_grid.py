@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from op_cases import Attention
 
+from bench.op_cases import Attention
 from engine.cpu import CpuOps
 from engine.cpu.jit import call, kernel
 from engine.cpu.kv_decode import DECODERS

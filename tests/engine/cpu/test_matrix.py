@@ -8,8 +8,8 @@ import gguf
 import numpy as np
 import pytest
 from gguf import quants
-from op_cases import normal, random_tensor
 
+from bench.op_cases import normal, random_tensor
 from engine.bits import unpack_steps
 from engine.checkpoint import Tensor
 from engine.cpu import CpuOps

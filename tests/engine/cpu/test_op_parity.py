@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from op_cases import OP_CASES, Attention, OpCase, linear
 
+from bench.op_cases import OP_CASES, Attention, OpCase, linear
 from engine.cpu import CpuOps
 from engine.cpu.memory import Pool
 from engine.reference import ReferenceOps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from engine.ops import Array, Ops
 
 HEAD_DIMS = (16, 32, 64, 72, 80, 96, 112, 128, 256)
 GROUPS = (1, 2, 3, 4, 5, 6, 7, 8)  # query heads per KV head
+DISTINCT = 1 << 20  # values drawn for one matrix
 
 # of products with rounded activations: 16-bit integers for a few tokens, bfloat16 for many
 INTEGERS, BFLOAT16 = 5e-5, 5e-3
@@ -27,11 +29,13 @@ Run = Callable[[], np.ndarray]
 class OpCase:
     """`prepare(ops)` uploads the inputs and returns the op to run, which gives a host array.
 
-    Two backends may differ by `tolerance` times the result's largest magnitude.
+    `nbytes` are those the op has to read and write, each once.  Two backends may differ by
+    `tolerance` times the result's largest magnitude.
     """
 
     name: str
     prepare: Callable[[Ops], Run]
+    nbytes: int
     tolerance: float = 1e-5  # float32 sums of some thousand terms, in another order
 
 
@@ -41,22 +45,33 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return rng.standard_normal(shape, np.float32)
 
 
+def float_nbytes(*counts: int) -> int:
+    """Bytes of so many float32 values."""
+    return 4 * sum(counts)
+
+
+def matrix_nbytes(kind: str, rows: int, columns: int) -> int:
+    """Bytes of a matrix of the ggml type `kind`."""
+    block, nbytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    return rows * columns // block * nbytes
+
+
 def random_tensor(kind: str, rows: int, columns: int, seed: int = 0) -> Tensor:
     """A matrix of any ggml type from random bytes.
 
     Blocks are drawn until enough of them are finite and of a usual size, so every code and every
-    scale of a type occurs.
+    scale of a type occurs.  A matrix of more than `DISTINCT` values repeats its blocks.
     """
     rng = np.random.default_rng([seed, rows, columns])
     block, nbytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
-    wanted, good = rows * columns // block, np.empty((0, nbytes), np.uint8)
+    wanted, good = min(rows * columns, DISTINCT) // block, np.empty((0, nbytes), np.uint8)
     while len(good) < wanted:
         drawn = rng.integers(0, 256, (4 * wanted + 64, nbytes), np.uint8)
         with np.errstate(all="ignore"):
             values = quants.dequantize(drawn, gguf.GGMLQuantizationType[kind]).astype(np.float32)
         size = np.abs(values.reshape(len(drawn), block)).max(axis=1)
         good = np.concatenate([good, drawn[(size > 0.01) & (size < 100)]])
-    data = good[:wanted].reshape(rows, columns // block * nbytes)
+    data = np.resize(good[:wanted], (rows, columns // block * nbytes))
     data.flags.writeable = False
     return Tensor("weight", kind, (rows, columns), data)
 
@@ -65,17 +80,14 @@ def vector(values: np.ndarray) -> Tensor:
     return Tensor("vector", "F32", values.shape, values.view(np.uint8).reshape(1, -1))
 
 
-def case(name: str, run: Callable[[Ops], Run], tolerance: float | None = None) -> OpCase:
-    return OpCase(name, run) if tolerance is None else OpCase(name, run, tolerance)
-
-
 def embed(kind: str, columns: int) -> OpCase:
     def prepare(ops: Ops) -> Run:
         weight = ops.upload(random_tensor(kind, 37, columns))
         ids = np.array([0, 36, 5, 5, 17], np.int32)
         return lambda: ops.to_host(ops.embed(weight, ids))
 
-    return OpCase(f"embed {kind} {columns}", prepare, 1e-6)
+    nbytes = matrix_nbytes(kind, 5, columns) + float_nbytes(5 * columns)
+    return OpCase(f"embed {kind} {columns}", prepare, nbytes, 1e-6)
 
 
 def linear(kind: str, rows: int, columns: int, tokens: int, bias: bool = False) -> OpCase:
@@ -86,16 +98,19 @@ def linear(kind: str, rows: int, columns: int, tokens: int, bias: bool = False) 
         return lambda: ops.to_host(ops.linear(weight, x, added))
 
     name = f"linear {kind} {rows}x{columns} T={tokens}{' bias' * bias}"
+    values = float_nbytes(tokens * columns, tokens * rows, rows * bias)
+    nbytes = matrix_nbytes(kind, rows, columns) + values
     if kind in ("F32", "F16", "BF16", "MXFP4"):
-        return OpCase(name, prepare)
-    return OpCase(name, prepare, INTEGERS if tokens == 1 else BFLOAT16)
+        return OpCase(name, prepare, nbytes)
+    return OpCase(name, prepare, nbytes, INTEGERS if tokens == 1 else BFLOAT16)
 
 
 def linears(tokens: int) -> OpCase:
     """q, k and v of grouped-query attention, one of them without a bias."""
+    heights = (96, 32, 33)
 
     def prepare(ops: Ops) -> Run:
-        weights = [ops.upload(random_tensor("Q4_0", rows, 64, rows)) for rows in (96, 32, 33)]
+        weights = [ops.upload(random_tensor("Q4_0", rows, 64, rows)) for rows in heights]
         biases = [ops.upload(vector(normal(96))), None, ops.upload(vector(normal(33)))]
         x = ops.asarray(normal(tokens, 64))
 
@@ -105,7 +120,9 @@ def linears(tokens: int) -> OpCase:
 
         return run
 
-    return OpCase(f"linears T={tokens}", prepare, INTEGERS if tokens == 1 else BFLOAT16)
+    values = float_nbytes(tokens * 64, tokens * sum(heights), 96 + 33)
+    nbytes = matrix_nbytes("Q4_0", sum(heights), 64) + values
+    return OpCase(f"linears T={tokens}", prepare, nbytes, INTEGERS if tokens == 1 else BFLOAT16)
 
 
 def rms_norm(*shape: int) -> OpCase:
@@ -113,11 +130,17 @@ def rms_norm(*shape: int) -> OpCase:
         x, weight = ops.asarray(3 * normal(*shape)), ops.upload(vector(normal(shape[-1], seed=1)))
         return lambda: ops.to_host(ops.rms_norm(x, weight, 1e-5))
 
-    return OpCase(f"rms_norm {'x'.join(map(str, shape))}", prepare)
+    nbytes = float_nbytes(2 * math.prod(shape), shape[-1])
+    return OpCase(f"rms_norm {'x'.join(map(str, shape))}", prepare, nbytes)
 
 
-def in_place(name: str, shape: tuple[int, ...], op: Callable[[Ops, Array], None]) -> OpCase:
-    """An op that changes its first argument; each run works on a fresh copy."""
+def in_place(
+    name: str, shape: tuple[int, ...], op: Callable[[Ops, Array], None], others: int = 0
+) -> OpCase:
+    """An op that changes its first argument; each run works on a fresh copy.
+
+    `others` are the float32 values that it reads besides.
+    """
 
     def prepare(ops: Ops) -> Run:
         start = 20 * normal(*shape)
@@ -129,7 +152,8 @@ def in_place(name: str, shape: tuple[int, ...], op: Callable[[Ops, Array], None]
 
         return run
 
-    return OpCase(f"{name} {'x'.join(map(str, shape))}", prepare)
+    nbytes = float_nbytes(2 * math.prod(shape), others)
+    return OpCase(f"{name} {'x'.join(map(str, shape))}", prepare, nbytes)
 
 
 def rope(layout: str, dim: int, dims: int, position: int, tokens: int = 3) -> OpCase:
@@ -140,6 +164,7 @@ def rope(layout: str, dim: int, dims: int, position: int, tokens: int = 3) -> Op
         name,
         (tokens, 5, dim),
         lambda ops, x: ops.rope_(x, ops.asarray(table), np.array([position]), layout),
+        others=tokens * dims,
     )
 
 
@@ -151,7 +176,8 @@ def glu(act: str, tokens: int, width: int) -> OpCase:
         )
         return lambda: ops.to_host(ops.glu(gate, up, act))
 
-    return OpCase(f"glu {act} {tokens}x{width}", prepare, 1e-6)
+    nbytes = float_nbytes(3 * tokens * width)
+    return OpCase(f"glu {act} {tokens}x{width}", prepare, nbytes, 1e-6)
 
 
 @dataclass(frozen=True)
@@ -208,7 +234,16 @@ class Attention:
             layer, q = self.layer(ops), ops.asarray(self.inputs()[0])
             return lambda: ops.to_host(ops.attend(q, layer, self.dim**-0.5, self.softcap))
 
-        return OpCase(self.name, prepare, 1e-4)
+        return OpCase(self.name, prepare, self.nbytes, 1e-4)
+
+    @property
+    def nbytes(self) -> int:
+        """Queries, outputs, and the keys and values that the queries may see."""
+        seen = min(self.cached, (self.window or self.cached) + self.tokens - 1)
+        kinds = [CacheType.of(kv_format(name)) for name in (self.k, self.v)]
+        bits = sum(kind.bits_per_value(self.dim) for kind in kinds)
+        queries = float_nbytes(2 * self.tokens * self.heads * self.dim)
+        return queries + int(seen * self.kv_heads * self.dim * bits / 8)
 
 
 def _linear_cases() -> Iterator[OpCase]:
@@ -233,7 +268,10 @@ def _elementwise_cases() -> Iterator[OpCase]:
         # below and above a whole vector, and enough for several threads
         yield from (glu(act, t, width) for t, width in ((1, 7), (1, 16), (3, 37), (33, 1031)))
     yield in_place(
-        "add_", (3, 100), lambda ops, x: ops.add_(x, ops.asarray(normal(3, 100, seed=1)))
+        "add_",
+        (3, 100),
+        lambda ops, x: ops.add_(x, ops.asarray(normal(3, 100, seed=1))),
+        others=300,
     )
     yield in_place("scale_", (3, 100), lambda ops, x: ops.scale_(x, 0.37))
     yield in_place("softcap_", (3, 100), lambda ops, x: ops.softcap_(x, 30.0))
