@@ -58,6 +58,7 @@ FORBIDDEN = {
     "engine": ("minikv", "tools", "bench", "tests", "torch", "transformers"),
     "minikv": ("bench", "tests", "torch", "transformers"),
     "tools": ("minikv", "bench", "tests", "torch", "transformers"),
+    "bench": ("minikv", "tests", "torch", "transformers"),
     # numbers only: what becomes of them is drawn and printed elsewhere
     "engine/model": (*BACKENDS, "engine.session", "engine.sampler"),
     "engine/kv": (*BACKENDS, "engine.model", "engine.ops", "engine.session"),
