@@ -18,7 +18,7 @@ from engine.cpu.kv_encode import ENCODERS, NONE_BAD, append
 from engine.cpu.kv_seal import has_verb, place, seal_pages
 from engine.cpu.kv_verbs import supported
 from engine.cpu.matrix import Matrix, Products, matrix
-from engine.cpu.memory import Pool, aligned_zeros, pooled
+from engine.cpu.memory import Arena, Pool, aligned_zeros, pooled
 from engine.cpu.team import Program, Team
 from engine.errors import InputError
 from engine.kv.cache import CacheType, LayerCache, SideCache, pack_tail
@@ -55,12 +55,12 @@ class CpuOps(Ops):
         if not 1 <= threads <= cores:
             raise InputError(f"{threads} threads: this machine can run 1 to {cores}")
         self.threads = threads
-        self._team, self._pool = Team(threads), Pool()
+        self._team, self._arena, self._pool = Team(threads), Arena(), Pool()
         self._recording = _Recording(self._pool)
 
     def upload(self, tensor: Tensor) -> Matrix | np.ndarray:
         if len(tensor.shape) == 2:
-            return matrix(tensor, self._team)
+            return matrix(tensor, self._team, self._arena)
         return self.asarray(dequantize(tensor))
 
     def asarray(self, x: np.ndarray) -> np.ndarray:

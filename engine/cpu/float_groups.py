@@ -12,7 +12,7 @@ from engine.checkpoint import Tensor
 from engine.cpu.groups import GroupVerbs
 from engine.cpu.jit import Verb, inlined
 from engine.cpu.layouts import LANES, SET
-from engine.cpu.memory import aligned_zeros
+from engine.cpu.memory import Arena
 from engine.cpu.simd import (
     bitcast,
     convert,
@@ -89,14 +89,14 @@ FLOAT_GROUPS = {name: _verbs(kind) for name, kind in _KINDS.items()}
 _DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 
 
-def pack_floats(tensor: Tensor) -> np.ndarray:
+def pack_floats(tensor: Tensor, arena: Arena) -> np.ndarray:
     """uint8 [groups, group bytes] of a matrix of floats."""
     rows, columns = tensor.shape
     values = np.ascontiguousarray(tensor.data).view(_DTYPES[tensor.type]).reshape(rows, columns)
     groups, sets = -(-rows // LANES), -(-columns // SET)
     wide = np.zeros((groups * LANES, sets * SET), values.dtype)
     wide[:rows, :columns] = values
-    packed = aligned_zeros((groups, wide[0].nbytes * LANES))
+    packed = arena.take((groups, wide[0].nbytes * LANES))
     target = packed.view(values.dtype)
     lanes = wide.reshape(groups, LANES, sets, 2, 16)
     if tensor.type == "BF16":

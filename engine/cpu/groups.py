@@ -11,6 +11,7 @@ or float32 [n, 32, 16 rows], for everyone else.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -37,15 +38,15 @@ from engine.cpu.simd import (
     zeros,
 )
 
-_AHEAD = 3072  # bytes: what memory delivers while it takes to answer
+_AHEAD = 8192  # bytes: what memory delivers while it takes to answer
 
 
 @inlined
-def _sum_steps(codes, planes, k, first, count, bits):
-    """i32x16: steps first..first+count of set k with the bytes at `planes`, 64 for the set."""
+def _sum_steps(codes, planes, first, count, bits):
+    """i32x16: steps first..first+count with the bytes at `planes`, 4 per step and plane."""
     high, low = zeros(i32x16), zeros(i32x16)
-    for j in range(first, first + count):
-        u = bitcast(u8x64, step_codes(codes, 8 * k + j, bits))
+    for j in range(count):
+        u = bitcast(u8x64, step_codes(codes, first + j, bits))
         high = dot_bytes(high, u, four_bytes(planes + 4 * j))
         low = dot_bytes(low, u, four_bytes(planes + SET + 4 * j))
     return (high << 8) + low
@@ -72,32 +73,29 @@ def _fetch(address, nbytes):
         prefetch(address + line + _AHEAD)
 
 
-def _offsets(layout: Layout) -> tuple[int, int, int, int]:
-    """Bytes per 256 columns of the parts in front of scales, minima, d and dmin."""
-    codes, scales = layout.codes_nbytes(256), layout.scales_nbytes(256)
-    minima = scales if layout.minima else 0
-    d = codes + scales + minima
-    return codes, codes + scales, d, d + layout.steps_nbytes(256)
+def _offsets(layout: Layout) -> tuple[int, ...]:
+    """Where a unit's scales, minima, d and dmin begin, and where it ends."""
+    return tuple(accumulate(layout.parts))
 
 
 def _block_dot(layout: Layout) -> Verb:
     """Types whose sets have an f16 scale each."""
     bits, zero, minima = layout.bits, np.float32(-layout.zero), layout.minima
+    at_scales, at_minima, _, _, unit = _offsets(layout)
 
     def dot(group, x, columns, out):
-        scales = group + 2 * bits * columns
-        lows = scales + columns
         steps, sums, _ = steps_of(x, columns)
         total, offset = zeros(f32x16), zeros(f32x16)
         for k in range(columns // SET):
-            _fetch(group + 64 * bits * k, 64 * bits)
-            product = convert(f32x16, _sum_steps(group, x + 64 * k, k, 0, 8, bits))
+            _fetch(group, unit)
+            product = convert(f32x16, _sum_steps(group, x + 64 * k, 0, 8, bits))
             product = product * _splat_at(steps + 4 * k)
             if zero != 0:
                 product = fma(_splat_at(sums + 4 * k), splat(f32x16, zero), product)
-            total = fma(product, _halves(scales + 32 * k), total)
+            total = fma(product, _halves(group + at_scales), total)
             if minima:
-                offset = fma(_splat_at(sums + 4 * k), _halves(lows + 32 * k), offset)
+                offset = fma(_splat_at(sums + 4 * k), _halves(group + at_minima), offset)
+            group += unit
         store(out, total + offset)
 
     return Verb(dot)
@@ -108,44 +106,45 @@ def _super_dot(layout: Layout) -> Verb:
     bits, zero, minima = layout.bits, np.float32(-layout.zero), layout.minima
     parts = SET // layout.sub  # scales per set
     count = 8 // parts
-    offsets = _offsets(layout)
-    at_scales, at_minima, at_d, at_dmin = offsets
+    at_scales, at_minima, at_d, at_dmin, unit = _offsets(layout)
 
     def dot(group, x, columns, out):
-        blocks = columns // 256
-        scales, lows = group + blocks * at_scales, group + blocks * at_minima
-        d, dmin = group + blocks * at_d, group + blocks * at_dmin
         steps, sums, halves = steps_of(x, columns)
         sums = halves if parts == 2 else sums
         total, offset = zeros(f32x16), zeros(f32x16)
-        for b in range(blocks):
+        for _ in range(columns // 256):
             inner, low = zeros(f32x16), zeros(f32x16)
-            for k in range(8 * b, 8 * b + 8):
-                _fetch(group + 64 * bits * k, 64 * bits)
-                step = _splat_at(steps + 4 * k)
+            for k in range(8):
+                _fetch(group + unit // 8 * k, unit // 8)
+                step = _splat_at(steps)
                 for part in range(parts):
                     i = parts * k + part
-                    product = _sum_steps(group, x + 64 * k, k, count * part, count, bits)
+                    first = 8 * k + count * part
+                    product = _sum_steps(group, x + 4 * count * part, first, count, bits)
                     product = convert(f32x16, product) * step
                     if zero != 0:
-                        product = fma(_splat_at(sums + 4 * i), splat(f32x16, zero), product)
-                    inner = fma(product, _bytes(scales + LANES * i), inner)
+                        product = fma(_splat_at(sums), splat(f32x16, zero), product)
+                    inner = fma(product, _bytes(group + at_scales + LANES * i), inner)
                     if minima:
-                        low = fma(_splat_at(sums + 4 * i), _bytes(lows + LANES * i), low)
-            total = fma(inner, _halves(d + 32 * b), total)
+                        low = fma(_splat_at(sums), _bytes(group + at_minima + LANES * i), low)
+                    sums += 4
+                steps += 4
+                x += 64
+            total = fma(inner, _halves(group + at_d), total)
             if minima:
-                offset = fma(low, _halves(dmin + 32 * b), offset)
+                offset = fma(low, _halves(group + at_dmin), offset)
+            group += unit
         store(out, total + offset)
 
     return Verb(dot)
 
 
 @inlined
-def _scale(scales, d, i, k, is_super):
-    """Scale i, which belongs to set k."""
+def _scale(scales, d, i, is_super):
+    """Scale i of a unit."""
     if is_super:
-        return _bytes(scales + LANES * i) * _halves(d + 32 * (k // 8))
-    return _halves(scales + 2 * LANES * i)
+        return _bytes(scales + LANES * i) * _halves(d)
+    return _halves(scales)
 
 
 @inlined
@@ -157,24 +156,25 @@ def _codes(word, c):
 def _panel(layout: Layout, paired: bool) -> Verb:
     bits, zero = layout.bits, np.float32(-layout.zero)
     minima, is_super = layout.minima, layout.super
-    at_scales, at_minima, at_d, at_dmin = _offsets(layout)
-    parts = SET // layout.sub
+    at_scales, at_minima, at_d, at_dmin, unit = _offsets(layout)
+    parts, sets = SET // layout.sub, layout.block // SET
     set_nbytes = 1024 if paired else 2048
 
     def panel(group, columns, first, n, target):
-        scales = group + columns * at_scales // 256
-        lows = group + columns * at_minima // 256
-        d, dmin = group + columns * at_d // 256, group + columns * at_dmin // 256
         for k in range(first, first + n):
+            codes = group + k // sets * unit
+            scales, lows = codes + at_scales, codes + at_minima
+            d, dmin = codes + at_d, codes + at_dmin
             # the set's halves may share their scale
-            i, j = parts * k, parts * k + parts - 1
-            s, t = _scale(scales, d, i, k, is_super), _scale(scales, d, j, k, is_super)
+            i = parts * (k % sets)
+            j = i + parts - 1
+            s, t = _scale(scales, d, i, is_super), _scale(scales, d, j, is_super)
             o, p = s * zero, t * zero
             if minima:
-                o, p = _scale(lows, dmin, i, k, is_super), _scale(lows, dmin, j, k, is_super)
+                o, p = _scale(lows, dmin, i, is_super), _scale(lows, dmin, j, is_super)
             for step in range(4):
-                u = step_codes(group, 8 * k + step, bits)
-                v = step_codes(group, 8 * k + step + 4, bits)
+                u = step_codes(codes, 8 * (k % sets) + step, bits)
+                v = step_codes(codes, 8 * (k % sets) + step + 4, bits)
                 for c in range(4):
                     a, b = fma(_codes(u, c), s, o), fma(_codes(v, c), t, p)
                     row = target + 64 * (4 * step + c)

@@ -2,12 +2,12 @@
 
 A product with a vector reads every weight once, so a lane belongs to a row: sums need no step
 across lanes, scales are vectors, and activations are broadcast.  A *group* is 16 rows (missing
-rows are zeros), its columns in *sets* of 32.  Quantized types keep their codes and scales exactly
-as the file has them, only in another order:
+rows are zeros), and a stream of *units*, 16 blocks of the file side by side.  Codes and scales are
+exactly the file's, only in another order:
 
     | codes: a set of 8 steps of 16 rows x 4 columns (`engine.bits`), 64 b bytes, per 32 columns |
     | scales [columns / sub, 16] | minima, where the type has them, alike |
-    | superblock types: d f16 [columns / 256, 16] | dmin f16, with minima |
+    | superblock types: d f16 [16] | dmin f16 [16], with minima |
 
     weight = scale (code - zero) + minimum
 
@@ -41,18 +41,20 @@ class Layout:
         """Whether scales are int8 under a superblock's f16."""
         return self.block == 256
 
-    def codes_nbytes(self, columns: int) -> int:
-        return columns * self.bits * LANES // 8
+    @property
+    def parts(self) -> tuple[int, int, int, int, int]:
+        """Bytes of a unit's codes, scales, minima, d and dmin."""
+        scales = self.block // self.sub * LANES * (1 if self.super else 2)
+        d = 2 * LANES if self.super else 0
+        codes = self.block * self.bits * LANES // 8
+        return codes, scales, scales * self.minima, d, d * self.minima
 
-    def scales_nbytes(self, columns: int) -> int:
-        return columns // self.sub * LANES * (1 if self.super else 2)
-
-    def steps_nbytes(self, columns: int) -> int:
-        return columns // 256 * LANES * 2 if self.super else 0
+    @property
+    def unit_nbytes(self) -> int:
+        return sum(self.parts)
 
     def group_nbytes(self, columns: int) -> int:
-        metadata = self.scales_nbytes(columns) + self.steps_nbytes(columns)
-        return self.codes_nbytes(columns) + metadata * (1 + self.minima)
+        return columns // self.block * self.unit_nbytes
 
 
 LAYOUTS = {

@@ -30,7 +30,7 @@ from engine.cpu.groups import GROUPS, GroupVerbs
 from engine.cpu.host import AMX
 from engine.cpu.jit import Verb, call, field, inlined, kernel
 from engine.cpu.layouts import LANES, LAYOUTS, SET
-from engine.cpu.memory import Pool, forget
+from engine.cpu.memory import Arena, Pool, forget
 from engine.cpu.packing import pack
 from engine.cpu.simd import (
     f32x16,
@@ -47,7 +47,8 @@ from engine.cpu.team import Program, Team
 from engine.reference import dequantize
 
 FEW = 4  # tokens up to which streaming the rows is the faster way
-ITEM_NBYTES = 1 << 16  # of weights in an item: some microseconds
+ITEM_NBYTES = 1 << 20  # of weights in an item at most
+SHARES = 4  # items per thread: one that is held up delays the others by little
 PANEL_SETS = 32  # sets unpacked at a time: 64 KB for 32 rows
 _ROWS = 2 * LANES  # rows of a panel, tokens of a block
 
@@ -73,17 +74,18 @@ class Matrix:
         return self.type in LAYOUTS
 
 
-def matrix(tensor: Tensor, team: Team) -> Matrix:
+def matrix(tensor: Tensor, team: Team, arena: Arena) -> Matrix:
     """The matrix of a tensor; types without kernels of ours are expanded to float32."""
     rows, columns = tensor.shape
     if tensor.type in LAYOUTS:
-        data = pack(tensor, team)
+        data = pack(tensor, team, arena)
         forget(tensor.data)
         return Matrix(tensor.type, rows, columns, data, GROUPS[tensor.type])
     if tensor.type not in FLOAT_GROUPS:
         values = dequantize(tensor).view(np.uint8)
         tensor = Tensor(tensor.name, "F32", tensor.shape, values)
-    return Matrix(tensor.type, rows, columns, pack_floats(tensor), FLOAT_GROUPS[tensor.type])
+    data = pack_floats(tensor, arena)
+    return Matrix(tensor.type, rows, columns, data, FLOAT_GROUPS[tensor.type])
 
 
 # Words of an entry: what all its matrices share, then a record per matrix.
@@ -310,10 +312,12 @@ class Products:
             blocks = -(-tokens // _ROWS)
             scratch = 2 * (1024 if tiles else 2048) * PANEL_SETS + 4096 * blocks
         memory = self.pool.take((self.team.threads, scratch), np.uint8)
+        # long runs keep the memory's prefetching going
+        share = -(-sum(len(w.data) for w, _, _ in parts) // (SHARES * self.team.threads))
         items, records = 0, []
         for w, bias, y in parts:
             nbytes = w.data.shape[1]
-            share = max(1, ITEM_NBYTES // nbytes) if few else 2
+            share = max(1, min(share, ITEM_NBYTES // nbytes)) if few else 2
             group_verb = w.verbs.dot if few else w.verbs.pairs if tiles else w.verbs.floats
             records += (
                 items, group_verb.address, w.data.ctypes.data, nbytes, w.rows, share,

@@ -16,7 +16,7 @@ from engine.cpu import CpuOps
 from engine.cpu.host import AMX
 from engine.cpu.layouts import LAYOUTS, Layout
 from engine.cpu.matrix import FEW, Products, matrix
-from engine.cpu.memory import Pool
+from engine.cpu.memory import Arena, Pool
 from engine.cpu.packing import pack
 from engine.cpu.team import Program, Team
 from engine.errors import InputError
@@ -111,7 +111,7 @@ def test_products_are_those_of_float64(
     tensor, x = random_tensor(kind, rows, columns), CPU.asarray(normal(tokens, columns))
     weight = decoded(tensor).astype(np.float64)
     team, program = Team(2), Program()
-    bias, packed = normal(rows), matrix(tensor, team)
+    bias, packed = normal(rows), matrix(tensor, team, Arena())
     (y,) = Products(team, Pool(), tiles).add(program, [packed], x, [bias])
     team.run(program.table())
     few, floats = tokens <= FEW, kind in FLOATS
@@ -128,7 +128,7 @@ def test_products_are_those_of_float64(
 def test_packing_keeps_every_code_and_scale(kind: str, columns: int) -> None:
     # the values of codes and scales together are gguf's: neither can change without the other
     tensor = random_tensor(kind, 21, columns, seed=3)
-    parts = unpacked(pack(tensor, Team(2)), LAYOUTS[kind], columns)
+    parts = unpacked(pack(tensor, Team(2), Arena()), LAYOUTS[kind], columns)
     layout = LAYOUTS[kind]
     codes = parts["codes"].astype(np.float64) - layout.zero
     scales, minima = parts["scales"].astype(np.float64), parts["minima"].astype(np.float64)
@@ -147,11 +147,11 @@ def test_packing_keeps_every_code_and_scale(kind: str, columns: int) -> None:
 def unpacked(packed: np.ndarray, layout: Layout, columns: int) -> dict[str, np.ndarray]:
     """`codes` uint8 [rows, columns]; `scales` and `minima` f16 or int8 [rows, columns / sub];
     `d` and `dmin` f16 [rows, columns / 256]; absent parts are empty."""
-    groups, scales = packed.shape[0], layout.scales_nbytes(columns)
-    steps = layout.steps_nbytes(columns)
-    sizes = [layout.codes_nbytes(columns), scales, scales * layout.minima, steps]
-    parts = np.split(packed, np.cumsum(sizes), axis=1)
-    codes = unpack_steps(parts[0], layout.bits, columns // 4, 64)
+    groups = packed.shape[0]
+    units = packed.reshape(groups, columns // layout.block, layout.unit_nbytes)
+    parts = np.split(units, np.cumsum(layout.parts[:-1]), axis=2)
+    steps = np.ascontiguousarray(parts[0]).reshape(groups, -1)
+    codes = unpack_steps(steps, layout.bits, columns // 4, 64)
     codes = codes.reshape(groups, -1, 16, 4).swapaxes(1, 2).reshape(groups * 16, columns)
     small = np.int8 if layout.super else np.float16
     found = {"codes": codes}
