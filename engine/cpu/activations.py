@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.cpu.amx import pair_bf16
+from engine.cpu.amx import TILE, pair_bf16
 from engine.cpu.jit import Verb, field, inlined, kernel
 from engine.cpu.layouts import SET
 from engine.cpu.simd import (
@@ -112,25 +112,38 @@ def _upper(v):
     return bitcast(f32x16, bitcast(u32x16, v) & np.uint32(0xFFFF0000))
 
 
+@inlined
+def _tile_row(arguments, t):
+    """The token's row in the first of its tiles."""
+    sets = field(arguments, _COLUMNS) // SET
+    return field(arguments, _TARGET) + (t // 16 * sets) * TILE + t % 16 * 64
+
+
 def _round(arguments, item, slot):
-    """Item: some tokens, to bfloat16 pairs (i, i + 16) of every set."""
+    """Item: some tokens, to tiles of 16 tokens by a set, bfloat16 pairs of columns (i, i + 16).
+
+    Tiles are one KB each, those of 16 tokens one after another: rows as far apart as a matrix is
+    wide would crowd a few places of the cache.
+    """
     for t in range(item * SHARE, _last(arguments, item)):
-        source, target = _rows(arguments, item, t)
+        source = field(arguments, _SOURCE) + t * field(arguments, _SOURCE_STRIDE)
+        target = _tile_row(arguments, t)
         for s in range(field(arguments, _COLUMNS) // SET):
             a, b = load(f32x16, source + 128 * s), load(f32x16, source + 128 * s + 64)
-            store(target + 64 * s, pair_bf16(a, b))
+            store(target + TILE * s, pair_bf16(a, b))
 
 
 def _round_twice(arguments, item, slot):
-    """Item: some tokens, to the sum of two bfloat16 rows: upper halves, then what they lack."""
-    columns = field(arguments, _COLUMNS)
+    """As `_round` for the sum of two bfloat16: upper halves, and what they lack in tiles that begin
+    a target stride further on."""
     for t in range(item * SHARE, _last(arguments, item)):
-        source, target = _rows(arguments, item, t)
-        for s in range(columns // SET):
+        source = field(arguments, _SOURCE) + t * field(arguments, _SOURCE_STRIDE)
+        target = _tile_row(arguments, t)
+        rest = target + field(arguments, _TARGET_STRIDE)
+        for s in range(field(arguments, _COLUMNS) // SET):
             a, b = load(f32x16, source + 128 * s), load(f32x16, source + 128 * s + 64)
-            store(target + 64 * s, pair_bf16(_upper(a), _upper(b)))
-            rest = pair_bf16(a - _upper(a), b - _upper(b))
-            store(target + 2 * columns + 64 * s, rest)
+            store(target + TILE * s, pair_bf16(_upper(a), _upper(b)))
+            store(rest + TILE * s, pair_bf16(a - _upper(a), b - _upper(b)))
 
 
 def _fill(arguments, item, slot):

@@ -141,6 +141,20 @@ def sums_add(left, stride, right_0, right_1, n):
 
 
 @inlined
+def sums_add_tiles(left, lower, right_0, right_1, n):
+    """As `sums_add` with the left factor's rows 0-15 and 16-31 as tiles, one after another."""
+    for step in range(0, TILE * n, TILE):
+        _load_4(left + step, 64)
+        _load_6(right_0 + step, 64)
+        _dot_046()
+        _load_7(right_1 + step, 64)
+        _dot_147()
+        _load_5(lower + step, 64)
+        _dot_256()
+        _dot_357()
+
+
+@inlined
 def pair_bf16(even, odd):
     """Two f32x16 as 16 pairs of bfloat16, rounded to nearest, halves away from zero."""
     low, high = bitcast(u32x16, even) + 0x8000, bitcast(u32x16, odd) + 0x8000

@@ -24,7 +24,15 @@ from engine.cpu.activations import (
     SHARE,
     quantized_nbytes,
 )
-from engine.cpu.amx import sums_add, sums_load, sums_store, sums_zero, tiles_begin, tiles_end
+from engine.cpu.amx import (
+    TILE,
+    sums_add_tiles,
+    sums_load,
+    sums_store,
+    sums_zero,
+    tiles_begin,
+    tiles_end,
+)
 from engine.cpu.float_groups import FLOAT_GROUPS, pack_floats
 from engine.cpu.groups import GROUPS, GroupVerbs
 from engine.cpu.host import AMX
@@ -48,8 +56,8 @@ from engine.reference import dequantize
 
 FEW = 4  # tokens up to which streaming the rows is the faster way
 ITEM_NBYTES = 1 << 20  # of weights in an item at most
-SHARES = 4  # items per thread: one that is held up delays the others by little
-PANEL_SETS = 32  # sets unpacked at a time: 64 KB for 32 rows
+SHARES = 8  # items per thread: one that is held up delays the others by little
+PANEL_SETS = 16  # sets unpacked at a time: 32 KB for 32 rows
 _ROWS = 2 * LANES  # rows of a panel, tokens of a block
 
 
@@ -105,20 +113,32 @@ def _record(arguments, item):
 
 
 @inlined
-def _finish(record, sums, token, group):
-    """Write 16 sums as outputs of the group's rows, with bias, or added to what is there."""
+def _finish(record, sums, stride, tokens, group):
+    """Write 16 sums per token, `stride` bytes apart, as outputs of the group's rows, with bias, or
+    added to what is there."""
     rows, bias, add = field(record, _N), field(record, _BIAS), field(record, _ADD)
     r = group * LANES
-    target = field(record, _Y) + 4 * (token * rows + r)
-    if r + LANES <= rows:
-        total = load(f32x16, sums)
-        if bias != 0:
-            total = total + load(f32x16, bias + 4 * r)
+    target = field(record, _Y) + 4 * r
+    if r + LANES > rows:
+        for t in range(tokens):
+            _finish_some(target + 4 * rows * t, sums + stride * t, bias, r, add, rows - r)
+        return
+    offset = zeros(f32x16)
+    if bias != 0:
+        offset = load(f32x16, bias + 4 * r)
+    for _ in range(tokens):
+        total = load(f32x16, sums) + offset
         if add != 0:
             total = total + load(f32x16, target)
         store(target, total)
-        return
-    for i in range(rows - r):
+        target += 4 * rows
+        sums += stride
+
+
+@kernel
+def _finish_some(target, sums, bias, r, add, n):
+    """The same for one token and the first n rows of the last group."""
+    for i in range(n):
         value = load_f32(sums + 4 * i)
         if bias != 0:
             value += load_f32(bias + 4 * (r + i))
@@ -137,26 +157,29 @@ def _stream(arguments, item, slot):
     x, stride = field(arguments, _X), field(arguments, _X_STRIDE)
     columns = field(arguments, _SETS) * SET
     for group in range(first, min(first + share, (rows + LANES - 1) // LANES)):
-        for t in range(field(arguments, _TOKENS)):
-            call(verb, (data + group * nbytes, x + t * stride, columns, sums))
-            _finish(record, sums, t, group)
+        tokens = field(arguments, _TOKENS)
+        for t in range(tokens):
+            call(verb, (data + group * nbytes, x + t * stride, columns, sums + 64 * t))
+        _finish(record, sums, 64, tokens, group)
 
 
 @kernel
-def _tile_block(x, stride, rest, blocks, panel, n, sums, begin):
+def _tile_block(x, lower, rest, blocks, panel, n, sums, begin):
     """sums float32 [blocks, 32, 32] = or += x bf16 times a panel of n sets, on tile registers.
 
-    With `rest` not 0, x is the sum of two rows that are so many bytes apart.
+    x are tiles, those of the next 16 tokens `lower` bytes further on.  With `rest` not 0, it is the
+    sum of two that are so many bytes apart.
     """
     for block in range(blocks):
-        target = sums + 4096 * block
+        target, left = sums + 4096 * block, x + 2 * lower * block
         if begin:
             sums_zero()
         else:
             sums_load(target, 128)
-        sums_add(x + 32 * block * stride, stride, panel, panel + 1024 * n, n)
+        sums_add_tiles(left, left + lower, panel, panel + TILE * n, n)
         if rest != 0:
-            sums_add(x + 32 * block * stride + rest, stride, panel, panel + 1024 * n, n)
+            left += rest
+            sums_add_tiles(left, left + lower, panel, panel + TILE * n, n)
         sums_store(target, 128)
 
 
@@ -210,18 +233,15 @@ def _multiply(arguments, item, slot, tiles):
             source = field(record, _DATA) + (2 * block + g) * field(record, _NBYTES)
             target = panel + g * set_nbytes * n
             call(field(record, _VERB), (source, sets * SET, s, n, target))
-        x = field(arguments, _X) + s * SET * (2 if tiles else 4)
+        x, stride = field(arguments, _X), field(arguments, _X_STRIDE)
         if tiles:
-            stride = field(arguments, _X_STRIDE)
-            rest = stride - 2 * SET * sets if stride == 4 * SET * sets else 0
-            _tile_block(x, stride, rest, blocks, panel, n, sums, s == 0)
+            _tile_block(x + TILE * s, TILE * sets, stride, blocks, panel, n, sums, s == 0)
         else:
-            _plain_block(x, field(arguments, _X_STRIDE), blocks, panel, n, sums, s == 0)
+            _plain_block(x + 4 * SET * s, stride, blocks, panel, n, sums, s == 0)
     if tiles:
         tiles_end()
-    for t in range(tokens):
-        for g in range(groups):
-            _finish(record, sums + 128 * t + 64 * g, t, 2 * block + g)
+    for g in range(groups):
+        _finish(record, sums + 64 * g, 128, tokens, 2 * block + g)
 
 
 def _multiply_tiles(arguments, item, slot):
@@ -304,9 +324,9 @@ class Products:
             form = QUANTIZE if first.integer else FILL
         else:
             form = FILL if not tiles else ROUND if first.integer else ROUND_TWICE
-        prepared = self._prepare(program, form, x, sets, few)
+        prepared, stride = self._prepare(program, form, x, sets, few)
         if few:
-            verb, scratch = _STREAM, 64
+            verb, scratch = _STREAM, 64 * FEW
         else:
             verb = _TILES if tiles else _PLAIN
             blocks = -(-tokens // _ROWS)
@@ -325,31 +345,37 @@ class Products:
             )  # fmt: skip
             items += -(-len(w.data) // share)
         program.add(
-            verb, items, len(parts), prepared.ctypes.data, prepared.strides[0], tokens, sets,
+            verb, items, len(parts), prepared.ctypes.data, stride, tokens, sets,
             memory.ctypes.data, scratch, *records,
         )  # fmt: skip
 
     def _prepare(
         self, program: Program, form: Verb, x: np.ndarray, sets: int, few: bool
-    ) -> np.ndarray:
-        """x in the form the product wants: rows padded to whole sets, and to whole blocks."""
+    ) -> tuple[np.ndarray, int]:
+        """x in the form the product wants, padded to whole sets and blocks, and its stride."""
         tokens, columns = x.shape
         rows = tokens if few else -(-tokens // _ROWS) * _ROWS
         if columns < sets * SET or (form is FILL and rows > tokens):
-            x = self._convert(program, FILL, x, rows, 4 * SET * sets).view(np.float32)
+            x = self._convert(program, FILL, x, (rows, 4 * SET * sets), 4 * SET * sets)
+            x = x.view(np.float32)
         if form is FILL:
-            return x
-        widths = {QUANTIZE: quantized_nbytes(SET), ROUND: 2 * SET, ROUND_TWICE: 4 * SET}
-        nbytes = widths[form] * sets
-        return self._convert(program, form, x[:tokens], rows, nbytes)
+            return x, x.strides[0]
+        if form is QUANTIZE:
+            nbytes = quantized_nbytes(SET) * sets
+            return self._convert(program, form, x[:tokens], (rows, nbytes), nbytes), nbytes
+        # tiles do not lie in rows: the stride is that from upper halves to the rest, if any
+        tile_nbytes = TILE * sets * rows // LANES
+        rest = tile_nbytes if form is ROUND_TWICE else 0
+        shape = (2 if rest else 1, tile_nbytes)
+        return self._convert(program, form, x[:tokens], shape, rest), rest
 
     def _convert(
-        self, program: Program, form: Verb, x: np.ndarray, rows: int, nbytes: int
+        self, program: Program, form: Verb, x: np.ndarray, shape: tuple[int, int], stride: int
     ) -> np.ndarray:
         tokens, columns = x.shape
-        out = self.pool.take((rows, nbytes), np.uint8)
+        out = self.pool.take(shape, np.uint8)
         program.add(
             form, -(-tokens // SHARE),
-            x.ctypes.data, x.strides[0], out.ctypes.data, nbytes, tokens, columns,
+            x.ctypes.data, x.strides[0], out.ctypes.data, stride, tokens, columns,
         )  # fmt: skip
         return out
