@@ -1,0 +1,119 @@
+"""The planner: what it says before loading is what a session then allocates."""
+
+from __future__ import annotations
+
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_model import write_tiny_model
+
+from engine import Model, Session, load_model
+from engine.checkpoint import Checkpoint
+from engine.errors import InputError
+from engine.kv.formats import KV_FORMATS
+from engine.model.archs import spec_of
+from engine.model.load import open_checkpoint
+from engine.model.spec import ModelSpec
+from tools.plan import Plan, cheapest, types_of
+from tools.results import Cell, Results
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("plan") / "tiny.gguf", n_ctx=4096)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(path: Path) -> Checkpoint:
+    return open_checkpoint(path)
+
+
+def windowed(spec: ModelSpec, window: int) -> ModelSpec:
+    """The first layer sees only `window` tokens, as in models that mix both kinds."""
+    first, *others = spec.layers
+    local = replace(first, attention=replace(first.attention, window=window))
+    return replace(spec, layers=(local, *others))
+
+
+def fill(model: Model, pair: tuple[str, str], steps: list[int]) -> list[int]:
+    """The bytes of a real session's cache after each of `steps` tokens more."""
+    session, found = Session(model, n_ctx=1024, ctk=pair[0], ctv=pair[1]), []
+    for step in steps:
+        model.forward(np.zeros(step, np.int32), session.cache)
+        found.append(session.cache.nbytes)
+    return found
+
+
+@pytest.mark.parametrize("name", [*KV_FORMATS, "int3nsep:32"])
+def test_planned_cache_bytes_are_those_a_session_allocates(path, checkpoint, name):
+    model, plan = load_model(path, backend="reference"), Plan(checkpoint)
+    steps = [1, 126, 1, 1, 130, 61]
+    for pair in ((name, "f16"), ("bf16", name)):
+        planned = [plan.cache(types_of(pair), int(n)) for n in np.cumsum(steps)]
+        assert fill(model, pair, steps) == planned
+    assert plan.cache(types_of((name, name)), 0) == 0
+
+
+@pytest.mark.parametrize("window", [1, 33, 64, 100])
+@pytest.mark.parametrize("name", ["q8_0", "int3nsep:32", "int2nsep:64"])
+def test_a_window_frees_what_the_plan_says_it_frees(path, checkpoint, monkeypatch, window, name):
+    spec = windowed(spec_of(checkpoint), window)
+    for place in ("engine.model.load", "tools.plan"):
+        monkeypatch.setattr(f"{place}.spec_of", lambda _: spec)
+    model, plan = load_model(path, backend="reference"), Plan(checkpoint)
+    held, types = fill(model, (name, name), [1] * 400), types_of((name, name))
+    assert held == [plan.cache(types, n) for n in range(1, 401)]
+    assert [plan.cache_most(types, n) for n in range(1, 401)] == list(np.maximum.accumulate(held))
+
+
+def test_planned_weights_are_the_arrays_of_a_loaded_model(path, checkpoint):
+    # every weight is float32, which the reference backend does not copy
+    weights = load_model(path, backend="reference").weights
+    arrays = [array for part in (weights.model, *weights.layers) for array in part.values()]
+    assert Plan(checkpoint).weights == sum(array.nbytes for array in arrays)
+
+
+def test_cache_and_scratch_are_what_a_session_is_seen_to_take(path, checkpoint):
+    model, tokens = load_model(path), [1] * 600
+    Session(model, n_ctx=600, ctk="q8_0", ctv="q8_0").extend(tokens)  # compiles
+    model = load_model(path)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    Session(model, n_ctx=600, ctk="q8_0", ctv="q8_0").extend(tokens)
+    seen = tracemalloc.get_traced_memory()[1] - before
+    tracemalloc.stop()
+    plan, types = Plan(checkpoint), types_of(("q8_0", "q8_0"))
+    assert 0.75 * seen < plan.cache_most(types, 600) + plan.scratch(types, 600) < 1.25 * seen
+
+
+@pytest.mark.parametrize("name", ["f16", "int3nsep"])
+def test_the_largest_context_fits_and_one_token_more_does_not(checkpoint, name):
+    plan, types = Plan(checkpoint), types_of((name, name))
+    for n in (1, 128, 129, 1000):
+        # page by page: more tokens may come for free
+        largest = plan.largest_context(types, plan.total(types, n))
+        assert largest >= n and plan.total(types, largest) == plan.total(types, n)
+        assert plan.total(types, largest + 1) > plan.total(types, n)
+    assert plan.largest_context(types, plan.weights) == 0
+    assert plan.largest_context(types, 1 << 60) == plan.spec.n_ctx_train
+
+
+def test_the_cheapest_pair_is_the_smallest_whose_divergence_is_small_enough(checkpoint, tmp_path):
+    plan, results = Plan(checkpoint), Results(tmp_path / "grid.sqlite", {})
+    with pytest.raises(InputError, match="no cell has a KLD"):
+        cheapest(results, plan, 1024, 1.0)
+    measured = {("f16", "f16"): 0.0, ("q8_0", "q8_0"): 0.001, ("q8_0", "q4_0"): 0.01}
+    for pair, kld in {**measured, ("q4_0", "q4_0"): 0.3}.items():
+        results.put(Cell(pair, {"mean_kld": kld}, np.zeros(0)))
+    for bound, pair in ((0.3, ("q4_0", "q4_0")), (0.02, ("q8_0", "q4_0")), (0.0, ("f16", "f16"))):
+        found = cheapest(results, plan, 1024, bound)
+        assert found is not None and found.pair == pair
+    assert cheapest(results, plan, 1024, -1.0) is None
+
+
+def test_an_unknown_type_is_refused_by_name():
+    with pytest.raises(InputError, match="q3: not a KV cache type"):
+        types_of(("f16", "q3"))

@@ -1,0 +1,126 @@
+"""What a model takes in memory, told from its header: weights, KV cache and scratch, in bytes.
+
+Nothing is loaded: the cache follows from the page sizes of its types, as `engine.kv.cache`
+allocates them, and the scratch from the shapes that one step of the decoder computes.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+
+from engine.checkpoint import Checkpoint
+from engine.errors import InputError
+from engine.kv.cache import CacheType
+from engine.kv.formats import kv_format
+from engine.model.archs import spec_of
+from engine.model.decoder import ROPE_POSITIONS
+from engine.model.spec import AttentionSpec, LayerSpec
+from engine.session import CHUNK
+from tools.results import Cell, Pair, Results
+
+Types = tuple[CacheType, CacheType]  # of keys and of values
+
+_FLOAT = 4  # bytes of an activation
+_ADDRESS = 8  # bytes of a page's address
+
+
+def types_of(pair: Pair) -> Types:
+    """How a session stores keys and values of the named types.  Raises InputError for others."""
+    k, v = (CacheType.of(kv_format(name)) for name in pair)
+    return k, v
+
+
+class Plan:
+    """Memory for sessions of the model in `checkpoint`.
+
+    `weights` are the bytes of its tensors, which stay in the mapped file: pages of it that memory
+    has no room for are read again.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.spec = spec_of(checkpoint)
+        self.weights = sum(tensor.data.nbytes for tensor in checkpoint.tensors.values())
+        # layers that are alike are counted once
+        self._attention = Counter(layer.attention for layer in self.spec.layers)
+
+    def cache(self, types: Types, tokens: int) -> int:
+        """Bytes that a session's cache holds after `tokens` tokens, tails included."""
+        return sum(
+            layers * _side_nbytes(kind, a, tokens)
+            for a, layers in self._attention.items()
+            for kind in types
+        )
+
+    def cache_most(self, types: Types, n_ctx: int) -> int:
+        """The most that it holds on the way to `n_ctx` tokens: a sliding window frees its pages
+        behind itself, so more tokens can take less."""
+        return sum(
+            layers * _side_nbytes(kind, a, _fullest(kind, a, n_ctx))
+            for a, layers in self._attention.items()
+            for kind in types
+        )
+
+    def scratch(self, types: Types, n_ctx: int) -> int:
+        """Bytes beside weights and cache: page tables, rotation tables, activations of one step.
+
+        Kernels' own tiles, some MiB per thread, are not counted.
+        """
+        pages = sum(-(-n_ctx // kind.page_tokens) for kind in types)
+        tables = _ADDRESS * pages * len(self.spec.layers)
+        positions = ROPE_POSITIONS
+        while positions < n_ctx:
+            positions *= 2  # as the decoder lets them grow
+        ropes = {a.rope for a in self._attention}
+        tables += sum(_FLOAT * positions * rope.dims for rope in ropes)
+        step = max(self._step_values(layer) for layer in set(self.spec.layers))
+        activations = min(n_ctx, CHUNK) * step + self.spec.n_vocab
+        return tables + _FLOAT * activations
+
+    def total(self, types: Types, n_ctx: int) -> int:
+        """Everything, for a session of up to `n_ctx` tokens."""
+        return self.weights + self.cache_most(types, n_ctx) + self.scratch(types, n_ctx)
+
+    def largest_context(self, types: Types, memory: int) -> int:
+        """The most tokens, up to the model's context, whose total is within `memory` bytes; 0 if
+        not even one is."""
+        contexts = range(1, self.spec.n_ctx_train + 1)
+        return bisect_right(contexts, memory, key=lambda n: self.total(types, n))
+
+    def _step_values(self, layer: LayerSpec) -> int:
+        """Activations per token where most are alive: residual and normed states, beside either
+        projections, rotated copies and mixed heads, or gate, up and their product."""
+        a = layer.attention
+        attention = a.head_dim * (4 * a.heads + 2 * a.kv_heads)
+        return 2 * self.spec.n_embd + max(attention, 3 * layer.feed_forward.width)
+
+
+def cheapest(results: Results, plan: Plan, n_ctx: int, bound: float) -> Cell | None:
+    """The measured pair of the smallest cache at `n_ctx` tokens whose mean KLD, in nats, is at most
+    `bound`; None if no pair is.  Raises InputError for results without a KLD."""
+    measured = [cell for cell in results.cells() if "mean_kld" in cell.values]
+    if not measured:
+        raise InputError(f"{results.path}: no cell has a KLD; measure one with --metrics kld")
+    good = [cell for cell in measured if cell.values["mean_kld"] <= bound]
+
+    def cost(cell: Cell) -> tuple[int, float]:
+        return plan.cache_most(types_of(cell.pair), n_ctx), cell.values["mean_kld"]
+
+    return min(good, key=cost, default=None)
+
+
+def _side_nbytes(kind: CacheType, a: AttentionSpec, tokens: int) -> int:
+    """Bytes of one layer's keys or values, as `SideCache` holds them after `tokens` tokens."""
+    size = kind.page_tokens
+    gone = 0 if a.window is None else max(0, tokens - a.window - size) // size
+    page = kind.format.page_nbytes(size, a.head_dim)
+    if kind.tail is None:
+        return a.kv_heads * page * (-(-tokens // size) - gone)
+    tail = kind.tail.page_nbytes(size, a.head_dim) if tokens else 0
+    return a.kv_heads * (page * (tokens // size - gone) + tail)
+
+
+def _fullest(kind: CacheType, a: AttentionSpec, tokens: int) -> int:
+    """The number of tokens up to `tokens` with the most bytes: all, or those before the first page
+    is freed, since from then on none is added without one being freed."""
+    return tokens if a.window is None else min(tokens, a.window + 2 * kind.page_tokens - 1)
