@@ -27,6 +27,7 @@ from minikv.options import (
     ThreadsOption,
     WindowOption,
 )
+from minikv.plan import app as plan
 from minikv.recall import app as recall
 from minikv.ruler import app as ruler
 from minikv.sources import DEFAULT
@@ -42,6 +43,7 @@ app.add_typer(ruler, name="ruler")
 app.add_typer(kld)  # without a name: its command stands beside ours
 app.add_typer(bench)
 app.add_typer(sweep, name="sweep")
+app.add_typer(plan)
 
 
 def main() -> NoReturn:

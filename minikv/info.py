@@ -158,25 +158,26 @@ def _print(described: dict[str, Any]) -> None:
 
 
 def _tensor_table(d: dict[str, Any]) -> Table:
-    table = _table("weights", "tensors", "size")
+    rows = table("weights", "tensors", "size")
     for kind in d["tensor_types"]:
-        table.add_row(kind["type"], str(kind["tensors"]), size(kind["bytes"]))
-    return table
+        rows.add_row(kind["type"], str(kind["tensors"]), size(kind["bytes"]))
+    return rows
 
 
 def _kv_table(d: dict[str, Any]) -> Table:
-    table = _table("KV type", "bits/value", "bytes/token", "of f16")
+    rows = table("KV type", "bits/value", "bytes/token", "of f16")
     f16 = next(cost["bytes_per_token"] for cost in d["kv"] if cost["type"] == F16.name)
     for cost in d["kv"]:
         nbytes = cost["bytes_per_token"]
         ratio = f"{nbytes / f16:.2f}x"
-        table.add_row(cost["type"], f"{cost['bits_per_value']:.2f}", f"{nbytes:,.0f}", ratio)
-    return table
+        rows.add_row(cost["type"], f"{cost['bits_per_value']:.2f}", f"{nbytes:,.0f}", ratio)
+    return rows
 
 
-def _table(first: str, *others: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    table.add_column(first)
+def table(first: str, *others: str) -> Table:
+    """An empty table without lines: names in the `first` column, figures in the others."""
+    rows = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    rows.add_column(first)
     for other in others:
-        table.add_column(other, justify="right")
-    return table
+        rows.add_column(other, justify="right")
+    return rows

@@ -1,0 +1,63 @@
+"""`minikv plan`: options and help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from minikv.options import JsonOption, ModelOption
+from minikv.sources import DEFAULT
+
+_EXAMPLES = """\b
+Examples:
+  minikv plan -m qwen2.5-coder-1.5b
+  minikv plan -m qwen2.5-coder-1.5b --memory 2G --ctk q8_0,int3nsep --ctv int3nsep
+  minikv plan -c 8192 --db grid.sqlite --bound 0.02
+"""
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command("plan", epilog=_EXAMPLES)
+def _plan(
+    model: ModelOption = DEFAULT,
+    contexts: Annotated[
+        str | None,
+        typer.Option(
+            "-c",
+            "--ctx-size",
+            metavar="LIST",
+            help="Contexts in tokens, with commas between.  [default: the model's and parts of it]",
+        ),
+    ] = None,
+    ctk: Annotated[
+        str | None,
+        typer.Option("-ctk", "--ctk", metavar="LIST", help="Key types.  [default: all, K = V]"),
+    ] = None,
+    ctv: Annotated[
+        str | None, typer.Option("-ctv", "--ctv", metavar="LIST", help="Value types, likewise.")
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Tell the largest context within it: 8G, 512M, ..."),
+    ] = None,
+    database: Annotated[
+        Path | None,
+        typer.Option("--db", help="Results of minikv sweep: name the cheapest good pair in it."),
+    ] = None,
+    bound: Annotated[
+        float | None,
+        typer.Option(min=0, help="How much mean KLD, in nats, is good.  [default: 0.01]"),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell what a model takes in memory, before it is loaded: exact to the byte for the cache.
+
+    The totals are of weights, cache and scratch.  A cache holds full pages, and page types (nsep,
+    pchan) their newest page in bf16 as well.
+    """
+    from minikv.plan_run import Request, plan
+
+    plan(model, Request.of(contexts, ctk, ctv, memory, database, bound), as_json)

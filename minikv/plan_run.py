@@ -1,0 +1,204 @@
+"""What a model takes in memory, as a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from engine import InputError
+from engine.kv.formats import BF16, KV_FORMATS
+from engine.model.load import open_checkpoint
+from minikv.info import table
+from minikv.progress import TerminalProgress
+from minikv.sources import resolve
+from minikv.text import size
+from tools.plan import Plan, cheapest, types_of
+from tools.ppl import files_sha256
+from tools.results import Cell, Pair, Results
+
+BOUND = 0.01  # nats of mean KLD: the likeliest token stays the same some 95 times in 100
+_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked.  Empty `contexts` are the model's choice, `memory` None means no budget."""
+
+    contexts: tuple[int, ...]
+    pairs: tuple[Pair, ...]
+    memory: int | None
+    database: Path | None
+    bound: float
+
+    @classmethod
+    def of(
+        cls,
+        contexts: str | None,
+        ctk: str | None,
+        ctv: str | None,
+        memory: str | None,
+        database: Path | None,
+        bound: float | None,
+    ) -> Request:
+        """From the options as given.  Raises InputError for what cannot be read."""
+        if bound is not None and database is None:
+            raise InputError("--bound needs --db: only what a sweep has measured can be judged")
+        return cls(
+            () if contexts is None else tuple(map(_context, _items(contexts, "-c"))),
+            _pairs(ctk, ctv),
+            None if memory is None else parse_size(memory),
+            database,
+            BOUND if bound is None else bound,
+        )
+
+
+def parse_size(text: str) -> int:
+    """Bytes from "8G", "512M", "1.5 GiB" or a plain number; units are binary, as in `size`."""
+    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([KMGT]?)(?:i?B)?", text.strip(), re.I)
+    nbytes = int(float(found[1]) * 2 ** _UNITS[found[2].upper()]) if found else 0
+    if not nbytes:
+        raise InputError(f"--memory {text!r:.40}: not a size; write bytes, or 512M, 8G, 1.5G")
+    return nbytes
+
+
+def plan(name: str, request: Request, as_json: bool) -> None:
+    """Print what the model `name` takes on stdout."""
+    results = None if request.database is None else Results.read(request.database)
+    checkpoint = open_checkpoint(resolve(name, progress=TerminalProgress()))
+    found = Plan(checkpoint)
+    contexts = _contexts(found, request)
+    described = _describe(name, found, request, contexts)
+    if results is not None:
+        _check_model(results, files_sha256(checkpoint.paths), name)
+        cell = cheapest(results, found, contexts[-1], request.bound)
+        described["cheapest"] = _cheapest(found, request, cell, contexts[-1])
+    if as_json:
+        print(json.dumps(described))
+    else:
+        _print(described)
+
+
+def _describe(
+    name: str, found: Plan, request: Request, contexts: tuple[int, ...]
+) -> dict[str, Any]:
+    return {
+        "model": name,
+        "n_ctx_train": found.spec.n_ctx_train,
+        "weights_bytes": found.weights,
+        "memory_bytes": request.memory,
+        "pairs": [_pair(found, request, pair, contexts) for pair in request.pairs],
+    }
+
+
+def _pair(found: Plan, request: Request, pair: Pair, contexts: tuple[int, ...]) -> dict[str, Any]:
+    types = types_of(pair)
+    sizes = [
+        {
+            "n_ctx": n,
+            "cache_bytes": found.cache_most(types, n),
+            "scratch_bytes": found.scratch(types, n),
+            "total_bytes": found.total(types, n),
+        }
+        for n in contexts
+    ]
+    described: dict[str, Any] = {"ctk": pair[0], "ctv": pair[1], "contexts": sizes}
+    if request.memory is not None:
+        described["largest_context"] = found.largest_context(types, request.memory)
+    return described
+
+
+def _cheapest(found: Plan, request: Request, cell: Cell | None, n_ctx: int) -> dict[str, Any]:
+    chosen: dict[str, Any] = {"bound": request.bound, "pair": None}
+    if cell is not None:
+        chosen["pair"] = _pair(found, request, cell.pair, (n_ctx,))
+        chosen["mean_kld"] = cell.values["mean_kld"]
+    return chosen
+
+
+def _print(d: dict[str, Any]) -> None:
+    # wide enough for any table: a narrow terminal may break lines, but none is cut
+    console = Console(width=240, soft_wrap=True, markup=False, highlight=False)
+    first = d["pairs"][0]["contexts"]
+    scratch = ", ".join(f"{size(c['scratch_bytes'])} at {c['n_ctx']}" for c in first)
+    console.print(f"{d['model']}: weights {size(d['weights_bytes'])}, read from the mapped file")
+    console.print(f"scratch by context: {scratch}\n")
+    headings = [*(f"cache {c['n_ctx']}" for c in first), f"total {first[-1]['n_ctx']}"]
+    if d["memory_bytes"] is not None:
+        headings.append(f"context in {size(d['memory_bytes'])}")
+    rows = table("KV type", *headings)
+    for pair in d["pairs"]:
+        k, v = pair["ctk"], pair["ctv"]
+        rows.add_row(k if k == v else f"{k}/{v}", *_cells(pair, d["n_ctx_train"]))
+    console.print(rows)
+    if "cheapest" in d:
+        console.print(f"\n{_cheapest_line(d['cheapest'])}")
+
+
+def _cells(pair: dict[str, Any], n_ctx_train: int) -> list[str]:
+    sizes = [size(c["cache_bytes"]) for c in pair["contexts"]]
+    sizes.append(size(pair["contexts"][-1]["total_bytes"]))
+    room = pair.get("largest_context")
+    if room is not None:
+        sizes.append("nothing" if not room else f"{room}{' (all)' * (room == n_ctx_train)}")
+    return sizes
+
+
+def _cheapest_line(cheapest: dict[str, Any]) -> str:
+    pair, bound = cheapest["pair"], cheapest["bound"]
+    if pair is None:
+        return f"no measured pair has a mean KLD of at most {bound:g}"
+    (context,) = pair["contexts"]
+    return (
+        f"cheapest measured pair with a mean KLD of at most {bound:g}: "
+        f"{pair['ctk']}/{pair['ctv']}, {cheapest['mean_kld']:.6f}; "
+        f"{size(context['cache_bytes'])} at {context['n_ctx']} tokens"
+    )
+
+
+def _check_model(results: Results, sha256: str, name: str) -> None:
+    """Refuse figures of another model: they say nothing of this one."""
+    measured = results.identity.get("model_sha256")
+    if measured != sha256:
+        other = results.notes.get("model", "another model")
+        raise InputError(
+            f"{results.path}: holds results of {other}, not of {name}; give another --db"
+        )
+
+
+def _contexts(found: Plan, request: Request) -> tuple[int, ...]:
+    """Those asked for, or the model's own and parts of it, in order."""
+    limit = found.spec.n_ctx_train
+    for n in request.contexts:
+        if not 0 < n <= limit:
+            raise InputError(f"-c {n}: the model takes 1 to {limit}")
+    return request.contexts or tuple(sorted({max(1, limit // part) for part in (16, 4, 1)}))
+
+
+def _context(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,12}", text):
+        raise InputError(f"-c {text!r:.40}: not a number of tokens")
+    return int(text)
+
+
+def _pairs(ctk: str | None, ctv: str | None) -> tuple[Pair, ...]:
+    """Every pair of the lists; every listed type for both sides if there are none."""
+    if ctk is None and ctv is None:
+        return tuple((name, name) for name in KV_FORMATS)
+    pairs = tuple(product(_items(ctk, "-ctk"), _items(ctv, "-ctv")))
+    for pair in pairs:
+        types_of(pair)  # refuses unknown names before a download
+    return pairs
+
+
+def _items(text: str | None, option: str) -> list[str]:
+    """The items of a list with commas between; the default type if it is not given."""
+    items = [BF16.name] if text is None else [item for item in text.split(",") if item]
+    if not items:
+        raise InputError(f"{option}: the list is empty")
+    return items
