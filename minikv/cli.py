@@ -14,6 +14,7 @@ import typer
 from engine.errors import InputError
 from minikv import __version__
 from minikv.bench import app as bench
+from minikv.doctor import app as doctor
 from minikv.kld import app as kld
 from minikv.options import (
     BackendOption,
@@ -44,6 +45,7 @@ app.add_typer(kld)  # without a name: its command stands beside ours
 app.add_typer(bench)
 app.add_typer(sweep, name="sweep")
 app.add_typer(plan)
+app.add_typer(doctor)
 
 
 def main() -> NoReturn:

@@ -82,9 +82,13 @@ class Candidate:
         return self.worst > LOST
 
     @property
+    def exact_tail(self) -> bool:
+        """Whether the newest tokens are kept exactly until their page is full."""
+        return CacheType.of(kv_format(self.name)).tail is not None
+
+    @property
     def expected_kld(self) -> float:
-        exact_tail = CacheType.of(kv_format(self.name)).tail is not None
-        return KLD_PER_NOISE[self.side, exact_tail] * self.mean_noise
+        return KLD_PER_NOISE[self.side, self.exact_tail] * self.mean_noise
 
 
 @dataclass(frozen=True)

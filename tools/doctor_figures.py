@@ -33,8 +33,9 @@ def dispersion(x: np.ndarray) -> float:
 
 def spectrum(x: np.ndarray) -> np.ndarray:
     """Singular values of each head's [T, D], their squares summing to 1, as the mean over heads
-    float64 [min(T, D)], falling."""
-    energy = np.linalg.svd(x.astype(np.float64), compute_uv=False) ** 2
+    float64 [D], falling."""
+    gram = np.matmul(x.swapaxes(1, 2), x).astype(np.float64)
+    energy = np.maximum(np.linalg.eigvalsh(gram)[:, ::-1], 0.0)
     return np.sqrt(_ratio(energy, energy.sum(axis=1, keepdims=True)).mean(axis=0))
 
 
