@@ -33,6 +33,9 @@ from tools.windows import Settings
 
 # The plain types and the norm-separated family; the rest of the grid is for ablations.
 CANDIDATES = ("bf16", "q8_0", "q6_0", "q5_0", "q4_0", "int4nsep", "int3nsep", "int2nsep")
+WITHOUT_BIAS = (
+    "+b"  # modifier: the rotated bias is taken off keys and added back when they are read
+)
 LOST = 0.25  # noise from which on a head is taken for lost
 BOUND = 0.02  # nats of mean KLD: the likeliest token stays the same some 92 times in 100
 # mean KLD / noise, the middle of what was measured: (side, whether the newest tokens are exact)
@@ -112,16 +115,20 @@ class Examination:
         self.layers: list[LayerFigures] = []
         errors: dict[tuple[str, Side], list[Error]] = {}
         sizes: list[tuple[int, int]] = []  # KV heads, head_dim
+        biased = False
         for layer in layers:
             skip = int(layer.first == 0)
             self.layers.append(
                 LayerFigures(_figures(layer.k, "k", skip, scan), _figures(layer.v, "v", skip, scan))
             )
             sizes.append((layer.k.shape[0], layer.k.shape[2]))
+            biased |= layer.k_bias is not None
             for key, error in _errors(layer):
                 errors.setdefault(key, []).append(error)
         self.candidates = [
-            _candidate(name, side, found, sizes) for (name, side), found in errors.items()
+            _candidate(name, side, found, sizes)
+            for (name, side), found in errors.items()
+            if biased or not name.endswith(WITHOUT_BIAS)
         ]
 
     def of(self, side: Side) -> list[Candidate]:
@@ -173,10 +180,13 @@ def _figures(x: np.ndarray, side: Side, skip: int, scan: bool) -> SideFigures:
 def _errors(layer: Layer) -> Iterator[tuple[tuple[str, Side], Error]]:
     for name in CANDIDATES:
         kind = kv_format(name)
-        yield (name, "k"), packing_error(layer.k, kind, "k")
+        plain = packing_error(layer.k, kind, "k")
+        yield (name, "k"), plain
         yield (name, "v"), packing_error(layer.v, kind, "v")
-        if layer.k_bias is not None and _known(f"{name}+b"):
-            yield (f"{name}+b", "k"), packing_error(layer.k, kind, "k", layer.k_bias)
+        if _known(name + WITHOUT_BIAS):
+            bias = layer.k_bias
+            relieved = plain if bias is None else packing_error(layer.k, kind, "k", bias)
+            yield (name + WITHOUT_BIAS, "k"), relieved
 
 
 def _candidate(

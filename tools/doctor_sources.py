@@ -134,7 +134,7 @@ def read(model: Model, text: str) -> Iterator[Layer]:
 def features(spec: ModelSpec, weights: list[LayerWeights]) -> str:
     """What of a model decides how its cache packs, in a few words."""
     a = spec.layers[0].attention
-    biased = "keys with a bias" if weights[0].k_bias else "keys without a bias"
+    biased = f"keys {'with' if any(w.k_bias for w in weights) else 'without'} a bias"
     return f"{len(spec.layers)} layers, {a.kv_heads} KV heads of {a.head_dim}, {biased}"
 
 
