@@ -46,8 +46,15 @@ def _doctor(
 ) -> None:
     """Find out which KV cache types suit a model, and why.
 
-    The weights alone are read unless --probe, --verify or --scan has the model read a text.  --json
-    has what is not shown: spectra, errors at 2 to 8 bits, the noise of every type in every layer.
+    The weights alone are read unless --probe, --verify or --scan has the model read a text.
+
+    \b
+    |W|        Frobenius norm of a projection; spectral: its largest singular value
+    outlier    largest channel / mean channel of a head (peaks over the tokens), worst head
+    spread     deviation of the tokens' lengths / their mean; without 0: without the first
+    90 %       directions that hold 90 % of the energy
+
+    --json adds spectra, errors at 2 to 8 bits, and the noise of every type in every layer.
     """
     from minikv.doctor_run import Request, doctor
 

@@ -1,9 +1,9 @@
 """Which cache types suit a model: figures per layer, what every type would cost, a recommendation.
 
 The cost of a type is predicted from its *noise*, the power of its error beside the variation
-between tokens (`tools.doctor_figures`).  Over four models and nine types, in windows of 512 tokens,
-mean KLD was noise times a factor that depends on the side and on whether the newest tokens are
-still exact; where one head's noise passes a quarter, KLD ran away from any prediction.
+between tokens (`tools.doctor_figures`).  Measured in windows of 512 tokens (docs/log.md), mean KLD
+was noise times a factor that depends on the side and on whether the newest tokens are still exact;
+where one head's noise passes a quarter, KLD ran away from any prediction.
 """
 
 from __future__ import annotations
