@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from engine.backends import new_ops
-from engine.checkpoint import Checkpoint
+from engine.checkpoint import Checkpoint, Tensor
 from engine.errors import InputError
 from engine.kv.format import PAGE
 from engine.model.archs import spec_of
 from engine.model.load import Model
 from engine.model.rope import rope_table
 from engine.model.spec import AttentionSpec, ModelSpec
+from engine.model.weights import bind
+from engine.reference import ReferenceOps
 from engine.session import Session
 
 DRAWN = 2 * PAGE  # random inputs of a layer
@@ -48,12 +50,23 @@ class LayerWeights:
     k_bias: tuple[float, ...]
 
 
+class _Undecoded(ReferenceOps):
+    """Tensors stay in their file's bytes when they are bound."""
+
+    def upload(self, tensor: Tensor) -> Any:
+        return tensor
+
+
 class Examined:
-    """A model's layers, read from its checkpoint one at a time: nothing else is decoded."""
+    """A model's layers, read from its checkpoint one at a time: nothing else is decoded.
+
+    Raises InputError for a file whose tensors are not those of its model, or not finite.
+    """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint, self.spec = checkpoint, spec_of(checkpoint)
-        self._ops = new_ops("reference")
+        self._ops = ReferenceOps()
+        self._layers = bind(self.spec, checkpoint, _Undecoded()).layers
 
     def weights(self) -> list[LayerWeights]:
         return [self._norms(index) for index in range(len(self.spec.layers))]
@@ -93,6 +106,7 @@ class Examined:
             self._tensor(index, f"attn_{side}{name}")
             for name in (".weight", ".bias", "_norm.weight")
         )
+        assert weight is not None
         y = self._ops.linear(weight, x, bias).reshape(len(x), a.kv_heads, a.head_dim)
         return y if gain is None else self._ops.rms_norm(y, gain, self.spec.norm_eps)
 
@@ -109,8 +123,15 @@ class Examined:
         return LayerWeights(*_norms(k), *_norms(v), tuple(float(norm) for norm in per_head))
 
     def _tensor(self, index: int, name: str) -> np.ndarray | None:
-        tensor = self.checkpoint.tensors.get(f"blk.{index}.{name}")
-        return None if tensor is None else self._ops.upload(tensor)
+        tensor = self._layers[index].get(name)
+        if tensor is None:
+            return None
+        values = self._ops.upload(tensor)
+        if not np.isfinite(values).all():
+            raise InputError(
+                f"{self.checkpoint.path}: tensor {tensor.name} has values that are not finite"
+            )
+        return values
 
 
 def read(model: Model, text: str) -> Iterator[Layer]:

@@ -154,3 +154,16 @@ def test_features_name_the_bias(plain, biased):
     for path, words in ((plain, "keys without a bias"), (biased, "keys with a bias")):
         examined = Examined(open_checkpoint(path))
         assert features(examined.spec, examined.weights()).endswith(words)
+
+
+def test_a_damaged_file_is_refused_by_the_name_of_its_tensor(tmp_path):
+    absent, endless = tensors(endless=False), tensors(endless=False)
+    del absent["blk.1.attn_k.weight"]
+    endless["blk.0.attn_v.weight"][3, 3] = np.inf
+    for weights, told in (
+        (absent, "blk.1.attn_k.weight is missing"),
+        (endless, "blk.0.attn_v.weight has values that are not finite"),
+    ):
+        path = write_tiny_model(tmp_path / "damaged.gguf", weights=weights)
+        with pytest.raises(InputError, match=told):
+            Examined(open_checkpoint(path)).weights()
