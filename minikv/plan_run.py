@@ -126,7 +126,7 @@ def _print(d: dict[str, Any]) -> None:
     console = Console(width=240, soft_wrap=True, markup=False, highlight=False)
     first = d["pairs"][0]["contexts"]
     scratch = ", ".join(f"{size(c['scratch_bytes'])} at {c['n_ctx']}" for c in first)
-    console.print(f"{d['model']}: weights {size(d['weights_bytes'])}, read from the mapped file")
+    console.print(f"{d['model']}: weights {size(d['weights_bytes'])}")
     console.print(f"scratch by context: {scratch}\n")
     headings = [*(f"cache {c['n_ctx']}" for c in first), f"total {first[-1]['n_ctx']}"]
     if d["memory_bytes"] is not None:

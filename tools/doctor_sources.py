@@ -113,7 +113,8 @@ class Examined:
     def _rotate_(self, x: np.ndarray, a: AttentionSpec, first: int) -> None:
         tensor = self.checkpoint.tensors.get(a.rope.factors) if a.rope.factors else None
         factors = None if tensor is None else self._ops.upload(tensor)
-        self._ops.rope_(x, rope_table(a.rope, first + len(x), factors), first, a.rope.layout)
+        table = rope_table(a.rope, first + len(x), factors)
+        self._ops.rope_(x, table, np.array([first]), a.rope.layout)
 
     def _norms(self, index: int) -> LayerWeights:
         a = self.spec.layers[index].attention

@@ -34,8 +34,7 @@ def types_of(pair: Pair) -> Types:
 class Plan:
     """Memory for sessions of the model in `checkpoint`.
 
-    `weights` are the bytes of its tensors, which stay in the mapped file: pages of it that memory
-    has no room for are read again.
+    `weights` are the bytes of its tensors; a backend may order them anew and pad their rows.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -46,8 +45,10 @@ class Plan:
 
     def cache(self, types: Types, tokens: int) -> int:
         """Bytes that a session's cache holds after `tokens` tokens, tails included."""
+        # windows move on when either side has filled a page
+        moved = max(tokens // kind.page_tokens * kind.page_tokens for kind in types)
         return sum(
-            layers * _side_nbytes(kind, a, tokens)
+            layers * _side_nbytes(kind, a, tokens, _freed(kind, a, moved))
             for a, layers in self._attention.items()
             for kind in types
         )
@@ -56,7 +57,7 @@ class Plan:
         """The most that it holds on the way to `n_ctx` tokens: a sliding window frees its pages
         behind itself, so more tokens can take less."""
         return sum(
-            layers * _side_nbytes(kind, a, _fullest(kind, a, n_ctx))
+            layers * _side_nbytes(kind, a, _fullest(kind, a, n_ctx), 0)
             for a, layers in self._attention.items()
             for kind in types
         )
@@ -109,18 +110,25 @@ def cheapest(results: Results, plan: Plan, n_ctx: int, bound: float) -> Cell | N
     return min(good, key=cost, default=None)
 
 
-def _side_nbytes(kind: CacheType, a: AttentionSpec, tokens: int) -> int:
-    """Bytes of one layer's keys or values, as `SideCache` holds them after `tokens` tokens."""
+def _side_nbytes(kind: CacheType, a: AttentionSpec, tokens: int, freed: int) -> int:
+    """Bytes of one layer's keys or values, as `SideCache` holds them after `tokens` tokens and
+    without its first `freed` pages."""
     size = kind.page_tokens
-    gone = 0 if a.window is None else max(0, tokens - a.window - size) // size
     page = kind.format.page_nbytes(size, a.head_dim)
     if kind.tail is None:
-        return a.kv_heads * page * (-(-tokens // size) - gone)
+        return a.kv_heads * page * (-(-tokens // size) - freed)
     tail = kind.tail.page_nbytes(size, a.head_dim) if tokens else 0
-    return a.kv_heads * (page * (tokens // size - gone) + tail)
+    return a.kv_heads * (page * (tokens // size - freed) + tail)
+
+
+def _freed(kind: CacheType, a: AttentionSpec, tokens: int) -> int:
+    """Pages that lie a page and more before the window of token `tokens`."""
+    size = kind.page_tokens
+    return 0 if a.window is None else max(0, tokens - a.window - size) // size
 
 
 def _fullest(kind: CacheType, a: AttentionSpec, tokens: int) -> int:
     """The number of tokens up to `tokens` with the most bytes: all, or those before the first page
     is freed, since from then on none is added without one being freed."""
-    return tokens if a.window is None else min(tokens, a.window + 2 * kind.page_tokens - 1)
+    size = kind.page_tokens
+    return tokens if a.window is None else min(tokens, (-(-a.window // size) + 2) * size - 1)
