@@ -55,7 +55,7 @@ def _plan(
 ) -> None:
     """Tell what a model takes in memory, before it is loaded: exact to the byte for the cache.
 
-    The totals are of weights, cache and scratch.  A cache holds full pages, and page types (nsep,
+    The totals are of weights, cache and scratch, which is estimated from above.  A cache holds full pages, and page types (nsep,
     pchan) their newest page in bf16 as well.
     """
     from minikv.plan_run import Request, plan

@@ -76,7 +76,7 @@ def test_planned_weights_are_the_arrays_of_a_loaded_model(path, checkpoint):
     assert Plan(checkpoint).weights == sum(array.nbytes for array in arrays)
 
 
-def test_cache_and_scratch_are_what_a_session_is_seen_to_take(path, checkpoint):
+def test_a_session_takes_no_more_than_cache_and_scratch_and_not_much_less(path, checkpoint):
     model, tokens = load_model(path), [1] * 600
     Session(model, n_ctx=600, ctk="q8_0", ctv="q8_0").extend(tokens)  # compiles
     model = load_model(path)
@@ -86,7 +86,7 @@ def test_cache_and_scratch_are_what_a_session_is_seen_to_take(path, checkpoint):
     seen = tracemalloc.get_traced_memory()[1] - before
     tracemalloc.stop()
     plan, types = Plan(checkpoint), types_of(("q8_0", "q8_0"))
-    assert 0.75 * seen < plan.cache_most(types, 600) + plan.scratch(types, 600) < 1.25 * seen
+    assert seen < plan.cache_most(types, 600) + plan.scratch(types, 600) < 2 * seen
 
 
 @pytest.mark.parametrize("name", ["f16", "int3nsep"])
