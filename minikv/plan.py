@@ -49,14 +49,14 @@ def _plan(
     ] = None,
     bound: Annotated[
         float | None,
-        typer.Option(min=0, help="How much mean KLD, in nats, is good.  [default: 0.01]"),
+        typer.Option(min=0, help="How much mean KLD, in nats, is good.  [default: 0.02]"),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Tell what a model takes in memory, before it is loaded: exact to the byte for the cache.
 
-    The totals are of weights, cache and scratch, which is estimated from above.  A cache holds full pages, and page types (nsep,
-    pchan) their newest page in bf16 as well.
+    The totals are of weights, cache and scratch, which is estimated from above.  A cache holds full
+    pages, and page types (nsep, pchan) their newest page in bf16 as well.
     """
     from minikv.plan_run import Request, plan
 

@@ -18,11 +18,11 @@ from minikv.info import table
 from minikv.progress import TerminalProgress
 from minikv.sources import resolve
 from minikv.text import size
+from tools.doctor import BOUND
 from tools.plan import Plan, cheapest, types_of
 from tools.ppl import files_sha256
 from tools.results import Cell, Pair, Results
 
-BOUND = 0.01  # nats of mean KLD: the likeliest token stays the same some 95 times in 100
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
 
