@@ -19,8 +19,7 @@ def test_the_first_commands_are_those_that_are_checked(start):
 
 
 def test_every_command_of_the_readme_has_the_options_it_is_given(minikv):
-    for command in ("run", "info", "pull", "ppl", "bench"):
-    for command in ("run", "info", "pull", "ppl", "plan", "doctor"):
+    for command in ("run", "info", "pull", "ppl", "bench", "plan", "doctor"):
         known = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", minikv(command, "--help").out))
         for line in re.findall(rf"^    (?:\$ )?minikv {command}\b(.*)$", README, re.MULTILINE):
             text = re.sub(r"\"[^\"]*\"|#.*", "", line)
