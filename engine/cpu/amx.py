@@ -83,6 +83,8 @@ _load_4, _load_5, _load_6, _load_7 = (_memory("tileloadd64", i) for i in range(4
 _store_0, _store_1, _store_2, _store_3 = (_memory("tilestored64", i) for i in range(4))
 _dot_046, _dot_147 = _plain("tdpbf16ps", 0, 4, 6), _plain("tdpbf16ps", 1, 4, 7)
 _dot_256, _dot_357 = _plain("tdpbf16ps", 2, 5, 6), _plain("tdpbf16ps", 3, 5, 7)
+_bytes_046, _bytes_147 = _plain("tdpbsud", 0, 4, 6), _plain("tdpbsud", 1, 4, 7)
+_bytes_256, _bytes_357 = _plain("tdpbsud", 2, 5, 6), _plain("tdpbsud", 3, 5, 7)
 
 
 @inlined
@@ -122,6 +124,13 @@ def sums_store(address, stride):
 
 
 @inlined
+def sums_store_upper(address, stride):
+    """The upper 16 rows of the sums."""
+    _store_0(address, stride)
+    _store_1(address + 64, stride)
+
+
+@inlined
 def sums_add(left, stride, right_0, right_1, n):
     """sums += left right over n steps of 32.
 
@@ -152,6 +161,32 @@ def sums_add_tiles(left, lower, right_0, right_1, n):
         _load_5(lower + step, 64)
         _dot_256()
         _dot_357()
+
+
+@inlined
+def bytes_add(left, stride, right_0, right_1, n):
+    """As `sums_add` for int32 sums: int8 [32, 64 n] by unsigned bytes, a tile's row four rows."""
+    lower = left + 16 * stride
+    for step in range(n):
+        _load_4(left + 64 * step, stride)
+        _load_6(right_0 + TILE * step, 64)
+        _bytes_046()
+        _load_7(right_1 + TILE * step, 64)
+        _bytes_147()
+        _load_5(lower + 64 * step, stride)
+        _bytes_256()
+        _bytes_357()
+
+
+@inlined
+def bytes_add_upper(left, stride, right_0, right_1, n):
+    """`bytes_add` of 16 rows on the left, whose sums `sums_store_upper` stores."""
+    for step in range(n):
+        _load_4(left + 64 * step, stride)
+        _load_6(right_0 + TILE * step, 64)
+        _bytes_046()
+        _load_7(right_1 + TILE * step, 64)
+        _bytes_147()
 
 
 @inlined

@@ -9,7 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from engine.cpu.jit import Verb, kernel
+from engine.cpu.lookup import look_up
 from engine.cpu.simd import (
+    address_of,
     bitcast,
     convert,
     f16x16,
@@ -131,10 +133,10 @@ _IQ4_LEVELS = np.array(
 @kernel
 def _store_levels(target, source, scale):
     """32 values scale level[q], nibbles as in `_store_nibbles`."""
-    for j in range(16):
-        q = load_u8(source + j)
-        store_f32(target + 4 * j, scale * _IQ4_LEVELS[q & 15])
-        store_f32(target + 64 + 4 * j, scale * _IQ4_LEVELS[q >> 4])
+    levels = load(f32x16, address_of(_IQ4_LEVELS)) * splat(f32x16, scale)
+    nibbles = load(u8x16, source)
+    store(target, look_up(levels, convert(u32x16, nibbles & 15)))
+    store(target + 64, look_up(levels, convert(u32x16, nibbles >> 4)))
 
 
 def iq4_nl(source, target, n):

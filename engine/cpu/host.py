@@ -24,8 +24,11 @@ def _tiles_permitted() -> bool:
     return ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0
 
 
+AVX512 = _has("avx512f")
+"""Registers of 64 bytes."""
+
 VNNI = _has("avx512f", "avx512bw", "avx512vnni")
 """Products of unsigned and signed bytes, four of them added to each 32-bit lane."""
 
-AMX = _has("avx512f", "avx512bw", "amx-tile", "amx-bf16") and _tiles_permitted()
-"""Tile registers with products of bfloat16 matrices."""
+AMX = _has("avx512f", "avx512bw", "amx-tile", "amx-bf16", "amx-int8") and _tiles_permitted()
+"""Tile registers with products of bfloat16 and of byte matrices."""

@@ -6,15 +6,30 @@ query once per page, the norms into the weights, and the inner loops run over co
     score[t] = n'[t] (q . m + (q s) . code[t])
     out[d]  += m[d] sum_t w[t] + s[d] sum_t w[t] code[t, d],  w = p n'
 
-Without norms n' is 1, and in a symmetric type m is -qmax s.  Parameters: bytes of the codes, bits
-per code, and the sum of NORMS and MINIMA where the page has them.
+Without norms n' is 1, and in a symmetric type m is -qmax s.  q s and w are rounded to 16 bits, see
+`engine.cpu.kv_integers`; the exact terms then stand for the middle of the codes, m + 2^(b-1) s, so
+that the rounding is multiplied by a code's distance from the middle only.  Parameters: bytes of the
+codes, and the sum of NORMS and MINIMA where the page has them.  There is a verb per number of bits,
+with tile registers or without.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
-from engine.cpu.jit import kernel
+from engine.cpu.amx import tiles_begin, tiles_end
+from engine.cpu.jit import Verb, inlined
+from engine.cpu.kv_integers import (
+    block_rows,
+    fetch_page,
+    products,
+    split_row,
+    sum_at,
+    sums_stride,
+    unpack_sets,
+)
 from engine.cpu.kv_tokens import width
 from engine.cpu.simd import (
     convert,
@@ -27,122 +42,171 @@ from engine.cpu.simd import (
     splat,
     store,
     store_f32,
-    u32x16,
+    u8x64,
     zeros,
 )
 
 NORMS, MINIMA = 1, 2
-MIX_TOKENS = 128  # tokens unpacked at a time
+CHUNK = 128  # tokens whose codes are unpacked at a time
 
 
-@kernel
-def _plane(codes, k, bits, width):
-    """Step k's part in the plane of `width` bits: 64 bytes, from bit 0."""
-    per_line, step = 8 // width, k & 7
-    line = (k >> 3) * bits + (bits & (-2 * width)) + step // per_line
-    part = load(u32x16, codes + 64 * line) >> (width * (step % per_line))
-    return part & (((1 << width) - 1) * 0x01010101)
+@inlined
+def _halves(address):
+    return convert(f32x16, load(f16x16, address))
 
 
-@kernel
-def _unpack_steps(codes, first, count, bits, target):
-    """Steps first..first+count (`engine.bits`) as float32 [4 count, 16 lanes]."""
-    for k in range(first, first + count):
-        if bits == 8:
-            word = load(u32x16, codes + 64 * k)
-        else:
-            word = zeros(u32x16)
-            if bits & 4:
-                word = _plane(codes, k, bits, 4)
-            if bits & 2:
-                word = word | (_plane(codes, k, bits, 2) << (bits & 4))
-            if bits & 1:
-                word = word | (_plane(codes, k, bits, 1) << (bits & 6))
-        for byte in range(4):
-            store(target + 64 * byte, convert(f32x16, (word >> (8 * byte)) & 255))
-        target += 256
+@inlined
+def _load_ranges(page, n, lanes, codes_nbytes, bits, parts, steps):
+    """The page's s and, behind them, the middles m + 2^(b-1) s, float32 [2, lanes] at `steps`."""
+    m = page + codes_nbytes + (2 * n if parts & NORMS else 0)
+    s = m + (2 * lanes if parts & MINIMA else 0)
+    center = splat(f32x16, np.float32(1 << (bits - 1)))
+    for c in range(0, lanes, 16):
+        step = _halves(s + 2 * c)
+        store(steps + 4 * c, step)
+        # a symmetric type's middle is a step above its zero
+        middle = fma(step, center, _halves(m + 2 * c)) if parts & MINIMA else step
+        store(steps + 4 * (lanes + c), middle)
 
 
-@kernel
-def _lane_dots(weights, lanes, n):
-    """sum_i weights[i] lanes[i] over float32 weights [n] and lanes [n, 16], n a multiple of 4."""
-    a, b = zeros(f32x16), zeros(f32x16)
-    for i in range(0, n, 2):
-        a = fma(splat(f32x16, load_f32(weights + 4 * i)), load(f32x16, lanes + 64 * i), a)
-        b = fma(splat(f32x16, load_f32(weights + 4 * i + 4)), load(f32x16, lanes + 64 * i + 64), b)
-    return a + b
+@inlined
+def _load_norms(page, codes_nbytes, t0, count, parts, norms):
+    """The n' of tokens t0..t0+count as float32 [count] at `norms`."""
+    for t in range(0, count, 16):
+        one = splat(f32x16, np.float32(1))
+        norm = _halves(page + codes_nbytes + 2 * (t0 + t)) if parts & NORMS else one
+        store(norms + 4 * t, norm)
 
 
-@kernel
-def _layout(page, n, lanes, codes_nbytes, parts):
-    """Addresses of the norms, the minima and the steps; absent parts have none of their own."""
-    norms = page + codes_nbytes
-    m = norms + (2 * n if parts & NORMS else 0)
-    return norms, m, m + (2 * lanes if parts & MINIMA else 0)
+@inlined
+def _rooms(scratch, rows, lanes, depth, units):
+    """Addresses of sums, a row's values, ranges, norms, factors (16 bytes per row), planes and
+    unpacked codes."""
+    block = block_rows(rows)
+    padded = (rows + block - 1) // block * block
+    values = scratch + 2 * block * sums_stride(units)
+    steps = values + 4 * depth
+    norms = steps + 8 * lanes
+    factors = norms + 4 * CHUNK
+    planes = (factors + 16 * padded + 63) & ~63
+    return scratch, values, steps, norms, factors, planes, planes + 2 * padded * depth
 
 
-@kernel
-def _minimum(m, s, c, bits, parts):
-    """The m of channels c..c+16."""
-    if parts & MINIMA:
-        return convert(f32x16, load(f16x16, m + 2 * c))
-    zero = np.float32((1 << (bits - 1)) - 1)
-    return convert(f32x16, load(f16x16, s + 2 * c)) * -zero
+def scratch_nbytes(rows: int, head_dim: int) -> int:
+    """Bytes that score or mix need for `rows` query rows."""
+    lanes = -(-head_dim // 32) * 32
+    depth = max(-(-head_dim // 64) * 64, CHUNK)
+    fixed = 2 * 16 * (4 * depth + 64) + 4 * depth + 8 * lanes + 4 * CHUNK + 64
+    return fixed + (16 + 2 * depth) * (rows + 15) + CHUNK * (lanes + 64) + 1024
 
 
-@kernel
-def _norm(norms, t, parts):
-    """The n' of tokens t..t+16."""
-    if parts & NORMS:
-        return convert(f32x16, load(f16x16, norms + 2 * t))
-    return splat(f32x16, np.float32(1))
+@inlined
+def _begin(config, tiles):
+    if tiles:
+        store(config, zeros(u8x64))
+        tiles_begin(config)
 
 
-def score(page, n, q, stride, rows, dim, out, scratch, codes_nbytes, bits, parts):
-    wide, lanes = width(dim), (dim + 15) & ~15
-    norms, m, s = _layout(page, n, lanes, codes_nbytes, parts)
-    folded = scratch
-    offsets = folded + 4 * rows * wide
-    codes = offsets + 4 * ((rows + 15) & ~15)
-    for i in range(rows):
-        total = zeros(f32x16)
-        for c in range(0, lanes, 16):
-            query = load(f32x16, q + 4 * (i * wide + c))
-            total = fma(query, _minimum(m, s, c, bits, parts), total)
-            scaled = query * convert(f32x16, load(f16x16, s + 2 * c))
-            store(folded + 4 * (i * wide + c), scaled)
-        store_f32(offsets + 4 * i, reduce_add(total))
-    for t in range(0, n, 16):
-        _unpack_steps(page, t // 16 * (lanes // 4), lanes // 4, bits, codes)
-        norm = _norm(norms, t, parts)
+@inlined
+def _end(tiles):
+    if tiles:
+        tiles_end()
+
+
+@lru_cache(maxsize=32)
+def score_verb(bits: int, tiles: bool) -> Verb:
+    """score for pages of `bits` bits a code."""
+
+    def score(page, n, q, stride, rows, dim, out, scratch, codes_nbytes, parts, unused):
+        wide, lanes, depth = width(dim), (dim + 15) & ~15, (dim + 63) & ~63
+        block, units = block_rows(rows), min(n, CHUNK) // 16
+        sums, folded, steps, norms, factors, planes, codes = _rooms(
+            scratch, rows, lanes, depth, units
+        )
+        fetch_page(page, codes_nbytes)
+        _load_ranges(page, n, lanes, codes_nbytes, bits, parts, steps)
+        for c in range(lanes, depth, 16):
+            store(folded + 4 * c, zeros(f32x16))
         for i in range(rows):
-            dots = _lane_dots(folded + 4 * i * wide, codes, lanes)
-            offset = splat(f32x16, load_f32(offsets + 4 * i))
-            store(out + i * stride + 4 * t, (dots + offset) * norm)
+            exact = zeros(f32x16)
+            for c in range(0, 4 * lanes, 64):
+                query = load(f32x16, q + 4 * i * wide + c)
+                exact = fma(query, load(f32x16, steps + 4 * lanes + c), exact)
+                store(folded + c, query * load(f32x16, steps + c))
+            target = planes + (i // block * 2 * block + i % block) * depth
+            scale, total = split_row(folded, depth, target, block)
+            store_f32(factors + 16 * i, scale)
+            offset = reduce_add(exact) - total * scale * np.float32(1 << (bits - 1))
+            store_f32(factors + 16 * i + 4, offset)
+        _begin(sums, tiles)
+        for t0 in range(0, n, CHUNK):
+            count = min(CHUNK, n - t0)
+            unpack_sets(page + t0 * lanes // 8 * bits, count * lanes // 64, bits, codes)
+            _load_norms(page, codes_nbytes, t0, count, parts, norms)
+            stride_sums = sums_stride(count // 16)
+            for i0 in range(0, rows, block):
+                some, left = min(block, rows - i0), planes + 2 * i0 * depth
+                products(left, depth, block, some, codes, 16 * lanes, count // 16, sums, tiles)
+                for i in range(some):
+                    scale = splat(f32x16, load_f32(factors + 16 * (i0 + i)))
+                    offset = splat(f32x16, load_f32(factors + 16 * (i0 + i) + 4))
+                    high, target = sums + i * stride_sums, out + (i0 + i) * stride + 4 * t0
+                    low = high + block * stride_sums
+                    for t in range(0, 4 * count, 64):
+                        value = fma(sum_at(high + t, low + t), scale, offset)
+                        store(target + t, value * load(f32x16, norms + t))
+        _end(tiles)
+
+    return Verb(score)
 
 
-def mix(page, n, p, stride, rows, dim, out, scratch, codes_nbytes, bits, parts):
-    wide, lanes = width(dim), (dim + 15) & ~15
-    norms, m, s = _layout(page, n, lanes, codes_nbytes, parts)
-    weights = scratch
-    codes = weights + 4 * rows * n
-    for i in range(rows):
-        total = zeros(f32x16)
-        for t in range(0, n, 16):
-            weight = load(f32x16, p + i * stride + 4 * t) * _norm(norms, t, parts)
-            total = total + weight
-            store(weights + 4 * (i * n + t), weight)
-        mass = splat(f32x16, reduce_add(total))
-        for c in range(0, lanes, 16):
-            target = out + 4 * (i * wide + c)
-            low = _minimum(m, s, c, bits, parts)
-            store(target, fma(low, mass, load(f32x16, target)))
-    for t0 in range(0, n, MIX_TOKENS):
-        count = min(MIX_TOKENS, n - t0)
-        for c in range(0, lanes, 16):
-            _unpack_steps(page, (c // 16 * n + t0) // 4, count // 4, bits, codes)
-            step = convert(f32x16, load(f16x16, s + 2 * c))
+@lru_cache(maxsize=32)
+def mix_verb(bits: int, tiles: bool) -> Verb:
+    """mix for pages of `bits` bits a code."""
+
+    def mix(page, n, p, stride, rows, dim, out, scratch, codes_nbytes, parts, unused):
+        wide, lanes, depth = width(dim), (dim + 15) & ~15, (min(n, CHUNK) + 63) & ~63
+        block, units = block_rows(rows), lanes // 16
+        sums, weights, steps, norms, factors, planes, codes = _rooms(
+            scratch, rows, lanes, depth, units
+        )
+        stride_sums = sums_stride(units)
+        fetch_page(page, codes_nbytes)
+        _load_ranges(page, n, lanes, codes_nbytes, bits, parts, steps)
+        for t0 in range(0, n, CHUNK):
+            count = min(CHUNK, n - t0)
+            _load_norms(page, codes_nbytes, t0, count, parts, norms)
+            for t in range(count, depth, 16):
+                store(weights + 4 * t, zeros(f32x16))
             for i in range(rows):
-                target = out + 4 * (i * wide + c)
-                dots = _lane_dots(weights + 4 * (i * n + t0), codes, count)
-                store(target, fma(dots, step, load(f32x16, target)))
+                mass = zeros(f32x16)
+                for t in range(0, 4 * count, 64):
+                    weight = load(f32x16, p + i * stride + 4 * t0 + t) * load(f32x16, norms + t)
+                    mass = mass + weight
+                    store(weights + t, weight)
+                target = planes + (i // block * 2 * block + i % block) * depth
+                scale, total = split_row(weights, depth, target, block)
+                store_f32(factors + 16 * i, scale)
+                store_f32(factors + 16 * i + 4, total * scale * -np.float32(1 << (bits - 1)))
+                store_f32(factors + 16 * i + 8, reduce_add(mass))
+            for c in range(0, lanes, 16):
+                packed = page + (c * n + 16 * t0) // 8 * bits
+                unpack_sets(packed, count // 4, bits, codes + c * depth)
+            _begin(sums, tiles)
+            for i0 in range(0, rows, block):
+                some, left = min(block, rows - i0), planes + 2 * i0 * depth
+                products(left, depth, block, some, codes, 16 * depth, units, sums, tiles)
+                for i in range(some):
+                    scale = splat(f32x16, load_f32(factors + 16 * (i0 + i)))
+                    offset = splat(f32x16, load_f32(factors + 16 * (i0 + i) + 4))
+                    mass = splat(f32x16, load_f32(factors + 16 * (i0 + i) + 8))
+                    high, target = sums + i * stride_sums, out + 4 * (i0 + i) * wide
+                    low = high + block * stride_sums
+                    for c in range(0, 4 * lanes, 64):
+                        middle = load(f32x16, steps + 4 * lanes + c)
+                        exact = fma(middle, mass, load(f32x16, target + c))
+                        dots = fma(sum_at(high + c, low + c), scale, offset)
+                        store(target + c, fma(dots, load(f32x16, steps + c), exact))
+            _end(tiles)
+
+    return Verb(mix)

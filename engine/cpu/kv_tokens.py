@@ -1,14 +1,30 @@
 """Score and mix on pages of token formats; see `engine.cpu.kv_verbs` for the signatures.
 
-A few tokens at a time are decoded to float32 rows, which all query rows then share.  Parameters:
-the decoder's address, bytes of a row, values that the decoder is to write.
+A few tokens at a time are decoded to float32 rows in the first-level cache, which all query rows
+then share: products of up to four query rows stay in registers.  Parameters: the decoder's address,
+bytes of a row, values that the decoder is to write per row.
 """
 
 from __future__ import annotations
 
-from engine.cpu.jit import call, kernel
-from engine.cpu.simd import f32x16, fma, load, load_f32, reduce_add, splat, store, store_f32, zeros
+from functools import lru_cache
+from typing import Any
 
+from engine.cpu import kv_tiles
+from engine.cpu.jit import Verb, call, inlined, kernel
+from engine.cpu.kv_floats import (
+    add_products,
+    add_scaled,
+    fetch,
+    lane_sums,
+    load_sums,
+    store_sums,
+    zero_sums,
+)
+from engine.cpu.kv_tiles import tile_mix, tile_score
+from engine.cpu.simd import f32x16, store, zeros
+
+FEW_ROWS = 12  # up to which float32 products cost no more than making tiles
 BLOCK = 16  # tokens decoded at a time: their float32 rows stay in the first-level cache
 
 
@@ -17,47 +33,141 @@ def width(dim):
     return (dim + 31) & ~31
 
 
-@kernel
-def _row_dot(a, b, wide):
-    """Sum of `wide` products, a multiple of 32."""
-    s0, s1 = zeros(f32x16), zeros(f32x16)
-    for i in range(0, 4 * wide, 128):
-        s0 = fma(load(f32x16, a + i), load(f32x16, b + i), s0)
-        s1 = fma(load(f32x16, a + i + 64), load(f32x16, b + i + 64), s1)
-    return reduce_add(s0 + s1)
+@inlined
+def decode_block(decoder, rows, count, row_nbytes, values, target, wide, joined):
+    """`count` packed rows as float32 rows of `wide` values.
+
+    `joined`, a constant: rows have no padding, so that one call decodes them all.
+    """
+    if joined:
+        call(decoder, (rows, target, count * wide))
+    else:
+        for t in range(count):
+            call(decoder, (rows + t * row_nbytes, target + 4 * t * wide, values))
 
 
-@kernel
-def _decode_tokens(decoder, rows, count, row_nbytes, values, target, wide):
-    """`count` packed rows as float32 rows of `wide` values."""
-    for t in range(count):
-        call(decoder, (rows + t * row_nbytes, target + 4 * t * wide, values))
+@inlined
+def clear_block(target, wide, joined):
+    """Zeros for the padding that decoders of short rows leave as it is."""
+    if not joined:
+        for i in range(0, 4 * BLOCK * wide, 64):
+            store(target + i, zeros(f32x16))
 
 
-def score(page, n, q, stride, rows, dim, out, scratch, decoder, row_nbytes, values):
-    wide = width(dim)
-    for t0 in range(0, n, BLOCK):
-        count = min(BLOCK, n - t0)
-        _decode_tokens(decoder, page + t0 * row_nbytes, count, row_nbytes, values, scratch, wide)
+def _row_scores(rows: int) -> Any:
+    columns = 4 * rows
+
+    @kernel
+    def row_scores(q, tokens, wide, sums, out, stride, ahead, lines):
+        """Scores of `rows` query rows with 16 tokens of `wide` float32; sums [rows, 16, 16]."""
+        for t in range(0, BLOCK, 4):
+            # the next block's memory, a few lines at a time while this one is used
+            fetch(ahead + t // 4 * lines * 16, lines // 4)
+            found = zero_sums(columns)
+            for c in range(0, 4 * wide, 64):
+                at = tokens + 4 * t * wide + c
+                found = add_products(found, q + c, 4 * wide, at, 4 * wide, rows)
+            store_sums(sums + 64 * t, 1024, found, rows)
         for i in range(rows):
+            store(out + i * stride, lane_sums(sums + 1024 * i))
+
+    return row_scores
+
+
+def _row_mixes(rows: int) -> Any:
+    @kernel
+    def row_mixes(p, stride, tokens, count, wide, out, ahead, lines):
+        """out [rows, wide] += the weights p [rows, count] by `count` tokens of `wide` float32."""
+        share = lines // (wide // 32)
+        for c in range(0, 4 * wide, 128):
+            fetch(ahead + c // 2 * share, share)
+            found = load_sums(out + c, 4 * wide, rows, 2)
             for t in range(count):
-                score = _row_dot(q + 4 * i * wide, scratch + 4 * t * wide, wide)
-                store_f32(out + i * stride + 4 * (t0 + t), score)
+                at = tokens + 4 * t * wide + c
+                found = add_scaled(found, p + 4 * t, stride, at, 64, rows)
+            store_sums(out + c, 4 * wide, found, rows)
+
+    return row_mixes
 
 
-def mix(page, n, p, stride, rows, dim, out, scratch, decoder, row_nbytes, values):
-    wide = width(dim)
-    for t0 in range(0, n, BLOCK):
-        count = min(BLOCK, n - t0)
-        _decode_tokens(decoder, page + t0 * row_nbytes, count, row_nbytes, values, scratch, wide)
-        for i in range(rows):
-            weights = p + i * stride + 4 * t0
-            for c in range(0, 4 * wide, 128):
-                target = out + 4 * i * wide + c
-                a, b = load(f32x16, target), load(f32x16, target + 64)
-                for t in range(count):
-                    weight = splat(f32x16, load_f32(weights + 4 * t))
-                    a = fma(weight, load(f32x16, scratch + 4 * t * wide + c), a)
-                    b = fma(weight, load(f32x16, scratch + 4 * t * wide + c + 64), b)
-                store(target, a)
-                store(target + 64, b)
+_scores_4, _scores_3, _scores_2, _scores_1 = (_row_scores(rows) for rows in (4, 3, 2, 1))
+_mixes_4, _mixes_3, _mixes_2, _mixes_1 = (_row_mixes(rows) for rows in (4, 3, 2, 1))
+
+
+@inlined
+def _block_scores(q, rows, tokens, wide, sums, out, stride, ahead, nbytes):
+    for i in range(0, rows, 4):
+        lines = nbytes // 64 if i == 0 else 0
+        row, target, some = q + 4 * i * wide, out + i * stride, rows - i
+        if some >= 4:
+            _scores_4(row, tokens, wide, sums, target, stride, ahead, lines)
+        elif some == 3:
+            _scores_3(row, tokens, wide, sums, target, stride, ahead, lines)
+        elif some == 2:
+            _scores_2(row, tokens, wide, sums, target, stride, ahead, lines)
+        else:
+            _scores_1(row, tokens, wide, sums, target, stride, ahead, lines)
+
+
+@inlined
+def _block_mixes(p, stride, rows, tokens, count, wide, out, ahead, nbytes):
+    for i in range(0, rows, 4):
+        lines = nbytes // 64 if i == 0 else 0
+        weights, target, some = p + i * stride, out + 4 * i * wide, rows - i
+        if some >= 4:
+            _mixes_4(weights, stride, tokens, count, wide, target, ahead, lines)
+        elif some == 3:
+            _mixes_3(weights, stride, tokens, count, wide, target, ahead, lines)
+        elif some == 2:
+            _mixes_2(weights, stride, tokens, count, wide, target, ahead, lines)
+        else:
+            _mixes_1(weights, stride, tokens, count, wide, target, ahead, lines)
+
+
+@lru_cache(maxsize=4)
+def score_verb(joined: bool, terms: int) -> Verb:
+    """score; unless `terms` is 0, many rows are multiplied by tiles with `kv_tiles`' terms."""
+
+    def score(page, n, q, stride, rows, dim, out, scratch, decoder, row_nbytes, values):
+        wide = width(dim)
+        if terms and rows > FEW_ROWS:
+            tile_score(
+                page, n, q, stride, rows, wide, out, scratch, decoder, row_nbytes, values, terms
+            )  # fmt: skip
+            return
+        tokens = scratch + 4 * 1024
+        clear_block(tokens, wide, joined)
+        for t in range(0, n, BLOCK):
+            count, at = min(BLOCK, n - t), page + t * row_nbytes
+            decode_block(decoder, at, count, row_nbytes, values, tokens, wide, joined)
+            nbytes = BLOCK * row_nbytes
+            _block_scores(q, rows, tokens, wide, scratch, out + 4 * t, stride, at + nbytes, nbytes)
+
+    return Verb(score)
+
+
+@lru_cache(maxsize=4)
+def mix_verb(joined: bool, terms: int) -> Verb:
+    """mix; `terms` as in `score_verb`."""
+
+    def mix(page, n, p, stride, rows, dim, out, scratch, decoder, row_nbytes, values):
+        wide = width(dim)
+        if terms and rows > FEW_ROWS:
+            tile_mix(
+                page, n, p, stride, rows, wide, out, scratch, decoder, row_nbytes, values, terms
+            )  # fmt: skip
+            return
+        clear_block(scratch, wide, joined)
+        for t in range(0, n, BLOCK):
+            count, at = min(BLOCK, n - t), page + t * row_nbytes
+            decode_block(decoder, at, count, row_nbytes, values, scratch, wide, joined)
+            nbytes = BLOCK * row_nbytes
+            _block_mixes(p + 4 * t, stride, rows, scratch, count, wide, out, at + nbytes, nbytes)
+
+    return Verb(mix)
+
+
+def scratch_nbytes(rows: int, head_dim: int) -> int:
+    """Bytes that score or mix need."""
+    wide = -(-head_dim // 32) * 32
+    return max(4 * 1024 + 4 * BLOCK * wide, kv_tiles.scratch_nbytes(rows, wide))

@@ -8,7 +8,10 @@ float32 [rows, W] with W = dim rounded up to 32 and zeros behind dim; score's ou
 with `stride` bytes between rows.  Three format parameters follow.  `scratch` holds
 `scratch_nbytes`.
 
-There is a pair for all token formats and one for each family of page formats.
+Behind the n tokens, up to the next multiple of 32, score may write anything, and mix ignores what
+is finite.  Pages of codes are multiplied by 16-bit integers.  Tokens are multiplied as float32, by
+many rows on hosts with tile registers as two bfloat16 halves (f32 never).  There is a pair for all
+token formats and a pair per number of bits for the per-channel page formats.
 """
 
 from __future__ import annotations
@@ -17,15 +20,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from engine.cpu import kv_kivi, kv_pages, kv_tokens, kv_waterfill
+from engine.cpu.host import AMX
 from engine.cpu.jit import Verb
 from engine.cpu.kv_decode import DECODERS
-from engine.kv.format import KVFormat, TokenFormat
+from engine.kv.format import BlockFormat, KVFormat, TokenFormat
 from engine.kv.formats.channels import ChannelFormat, padded_dim
+from engine.kv.formats.floats import BF16, F32
 from engine.kv.formats.kivi import KiviFormat
 from engine.kv.formats.waterfill import WaterFilledFormat, group_channels
 
-_TOKENS = Verb(kv_tokens.score), Verb(kv_tokens.mix)
-_PAGES = Verb(kv_pages.score), Verb(kv_pages.mix)
 _KIVI = Verb(kv_kivi.score), Verb(kv_kivi.mix)
 _WATER_FILLED = Verb(kv_waterfill.score), Verb(kv_waterfill.mix)
 
@@ -44,14 +47,16 @@ def supported(kind: KVFormat) -> bool:
     """Whether there are verbs for the format."""
     if isinstance(kind, TokenFormat):
         return kind.name in DECODERS
-    return isinstance(kind, ChannelFormat | WaterFilledFormat | KiviFormat)
+    return isinstance(kind, ChannelFormat | KiviFormat | WaterFilledFormat)
 
 
 @lru_cache(maxsize=64)
-def page_verbs(kind: KVFormat, page_tokens: int, head_dim: int) -> PageVerbs:
-    """The verbs of a supported format, compiled on first use."""
+def page_verbs(kind: KVFormat, page_tokens: int, head_dim: int, tiles: bool = AMX) -> PageVerbs:
+    """The verbs of a supported format, compiled on first use; `tiles`: on tile registers."""
     if isinstance(kind, TokenFormat):
-        score, mix = _TOKENS
+        terms = (2 if kind is BF16 else 3) if tiles and kind is not F32 else 0
+        joined = isinstance(kind, BlockFormat) and kind.channels(head_dim) % 32 == 0
+        score, mix = kv_tokens.score_verb(joined, terms), kv_tokens.mix_verb(joined, terms)
         decoder = DECODERS[kind.name].address
         parameters = (decoder, kind.row_nbytes(head_dim), kind.channels(head_dim))
     elif isinstance(kind, WaterFilledFormat):
@@ -63,20 +68,18 @@ def page_verbs(kind: KVFormat, page_tokens: int, head_dim: int) -> PageVerbs:
         parameters = (kind.codes_nbytes(page_tokens, head_dim), kind.bits, kind.group)
     else:
         assert isinstance(kind, ChannelFormat)
-        score, mix = _PAGES
+        score, mix = kv_pages.score_verb(kind.bits, tiles), kv_pages.mix_verb(kind.bits, tiles)
         parts = kv_pages.NORMS * (kind.norms != "none") + kv_pages.MINIMA * kind.asym
-        parameters = (kind.codes_nbytes(page_tokens, head_dim), kind.bits, parts)
+        parameters = (kind.codes_nbytes(page_tokens, head_dim), parts, 0)
     nbytes = kind.page_nbytes(page_tokens, head_dim)
     return PageVerbs(score.address, mix.address, nbytes, parameters)
 
 
 def scratch_nbytes(rows: int, head_dim: int, page_tokens: int) -> int:
     """Bytes that any verb may need for `rows` query rows."""
-    wide = -(-head_dim // 32) * 32
-    queries = 4 * rows * (wide + 16) + 64 * padded_dim(head_dim)
-    weights = 4 * rows * page_tokens + 64 * kv_pages.MIX_TOKENS
+    plain = (kv_tokens.scratch_nbytes(rows, head_dim), kv_pages.scratch_nbytes(rows, head_dim))
     families = (
         module.scratch_nbytes(rows, padded_dim(head_dim), page_tokens)
         for module in (kv_kivi, kv_waterfill)
     )
-    return max(4 * kv_tokens.BLOCK * wide, queries, weights, *families) + 64
+    return max(*plain, *families) + 64

@@ -40,7 +40,8 @@ def test_attention_equals_the_references(name: str) -> None:
         Attention(name, name, heads=6, dim=80, cached=290, tokens=3, window=140),
     ):
         want, got = case.case().prepare(REFERENCE)(), case.case().prepare(CPU)()
-        np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max())
+        # 16-bit queries and weights: up to 6e-5 of a score, which the softmax exponentiates
+        np.testing.assert_allclose(got, want, rtol=0, atol=3e-4 * np.abs(want).max())
 
 
 @pytest.mark.parametrize("kind", ROWS, ids=[f.name for f in ROWS])

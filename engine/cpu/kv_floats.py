@@ -1,0 +1,182 @@
+"""Blocks of float32 products held in registers, and the two ways to turn vectors into lanes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from engine.cpu.jit import inlined
+from engine.cpu.simd import f32x16, intrinsic, pointer, prefetch, u32x16
+
+_I32, _I64 = ir.IntType(32), ir.IntType(64)
+
+
+@intrinsic
+def larger_magnitude(typing_context, top, value):
+    """max(top, |value|) of f32x16 without NaN, in two instructions, not four."""
+
+    def emit(context, builder, signature, args):
+        kind = ir.FunctionType(f32x16.llvm, [f32x16.llvm])
+        fabs = cgutils.get_or_insert_function(builder.module, kind, "llvm.fabs.v16f32")
+        magnitude = builder.call(fabs, [args[1]])
+        return builder.select(builder.fcmp_ordered(">", magnitude, args[0]), magnitude, args[0])
+
+    return f32x16(f32x16, f32x16), emit
+
+
+@intrinsic(prefer_literal=True)
+def zero_sums(typing_context, n):
+    """A tuple of n (a constant) f32x16 zeros."""
+    count = n.literal_value
+    kind = types.UniTuple(f32x16, count)
+
+    def emit(context, builder, signature, args):
+        zero = ir.Constant(f32x16.llvm, None)
+        return context.make_tuple(builder, kind, [zero] * count)
+
+    return kind(n), emit
+
+
+def _at(builder: Any, address: Any, index: int, stride: Any) -> Any:
+    offset = builder.mul(_I64(index), stride)
+    return pointer(builder, builder.add(address, offset))
+
+
+def _splat(builder: Any, scalar: Any) -> Any:
+    undefined = ir.Constant(f32x16.llvm, ir.Undefined)
+    first = builder.insert_element(undefined, scalar, _I32(0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(u32x16.llvm, None))
+
+
+def _products(broadcast: bool) -> Any:
+    @intrinsic(prefer_literal=True)
+    def products(typing_context, sums, left, left_stride, right, right_stride, rows):
+        height = rows.literal_value
+        breadth = sums.count // height
+
+        def emit(context, builder, signature, args):
+            totals, x, x_stride, y, y_stride, _ = args
+            vector, scalar = f32x16.llvm, ir.FloatType()
+            kind = ir.FunctionType(vector, [vector] * 3)
+            fma = cgutils.get_or_insert_function(builder.module, kind, "llvm.fma.v16f32")
+            ys = [
+                builder.load(_at(builder, y, j, y_stride), typ=vector, align=1)
+                for j in range(breadth)
+            ]
+            found = []
+            for i in range(height):
+                at = _at(builder, x, i, x_stride)
+                loaded = builder.load(at, typ=scalar if broadcast else vector, align=1)
+                factor = _splat(builder, loaded) if broadcast else loaded
+                for j in range(breadth):
+                    before = builder.extract_value(totals, i * breadth + j)
+                    found.append(builder.call(fma, [factor, ys[j], before]))
+            return context.make_tuple(builder, sums, found)
+
+        addresses = (types.int64,) * 4
+        return sums(sums, *addresses, rows), emit
+
+    return products
+
+
+add_products = _products(False)
+"""sums[i, j] + left[i] right[j] of `rows` (a constant) vectors at `left` by those at `right`."""
+
+add_scaled = _products(True)
+"""The same where `left` holds a float32 for every row instead of a vector."""
+
+
+@intrinsic(prefer_literal=True)
+def load_sums(typing_context, address, stride, rows, breadth):
+    """A tuple of f32x16 [rows, breadth] (constants) from rows `stride` bytes apart."""
+    height, columns = rows.literal_value, breadth.literal_value
+    kind = types.UniTuple(f32x16, height * columns)
+
+    def emit(context, builder, signature, args):
+        found = []
+        for i in range(height):
+            row = builder.add(args[0], builder.mul(_I64(i), args[1]))
+            for j in range(columns):
+                at = _at(builder, row, j, _I64(64))
+                found.append(builder.load(at, typ=f32x16.llvm, align=1))
+        return context.make_tuple(builder, kind, found)
+
+    return kind(types.int64, types.int64, rows, breadth), emit
+
+
+@intrinsic(prefer_literal=True)
+def store_sums(typing_context, address, stride, sums, rows):
+    """The inverse of `load_sums`."""
+    columns = sums.count // rows.literal_value
+
+    def emit(context, builder, signature, args):
+        for i in range(sums.count):
+            row = builder.add(args[0], builder.mul(_I64(i // columns), args[1]))
+            value = builder.extract_value(args[2], i)
+            builder.store(value, _at(builder, row, i % columns, _I64(64)), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, sums, rows), emit
+
+
+def _shuffle(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:
+    return builder.shuffle_vector(a, b, ir.Constant(u32x16.llvm, lanes))
+
+
+def _load_16(builder: Any, kind: Any, address: Any, stride: Any) -> list[Any]:
+    return [
+        builder.load(_at(builder, address, i, stride), typ=kind.llvm, align=1) for i in range(16)
+    ]
+
+
+@intrinsic
+def lane_sums(typing_context, address):
+    """Lane i: the sum of the lanes of vector i of the 16 f32x16 at `address`."""
+
+    def emit(context, builder, signature, args):
+        found = _load_16(builder, f32x16, args[0], _I64(64))
+        half = 8
+        while len(found) > 1:
+            # every vector holds 8 / half sums in parts; two become one with half as many parts
+            first = [i // half * 2 * half + i % half for i in range(16)]
+            second = [i + half for i in first]
+            found = [
+                builder.fadd(_shuffle(builder, a, b, first), _shuffle(builder, a, b, second))
+                for a, b in zip(found[::2], found[1::2], strict=True)
+            ]
+            half //= 2
+        return found[0]
+
+    return f32x16(types.int64), emit
+
+
+@intrinsic
+def transpose(typing_context, source, stride, target):
+    """32-bit words [16, 16] with rows `stride` bytes apart, transposed to rows of 64 bytes."""
+
+    def emit(context, builder, signature, args):
+        rows = _load_16(builder, u32x16, args[0], args[1])
+        for s in (8, 4, 2, 1):
+            lower = [i if i & s == 0 else 16 + i - s for i in range(16)]
+            upper = [i + s if i & s == 0 else 16 + i for i in range(16)]
+            for i in range(16):
+                if i & s == 0:
+                    a, b = rows[i], rows[i + s]
+                    rows[i], rows[i + s] = (
+                        _shuffle(builder, a, b, lower), _shuffle(builder, a, b, upper),
+                    )  # fmt: skip
+        for i, row in enumerate(rows):
+            builder.store(row, _at(builder, args[2], i, _I64(64)), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), emit
+
+
+@inlined
+def fetch(address, lines):
+    """Ask for `lines` cache lines."""
+    for i in range(lines):
+        prefetch(address + 64 * i)

@@ -1,0 +1,95 @@
+"""Register blocks, transpositions and table look-ups do what NumPy does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from engine.cpu.jit import kernel
+from engine.cpu.kv_floats import (
+    add_products,
+    add_scaled,
+    lane_sums,
+    larger_magnitude,
+    load_sums,
+    store_sums,
+    transpose,
+)
+from engine.cpu.lookup import look_up, look_up_portable
+from engine.cpu.simd import address_of, f32x16, load, store, u32x16
+
+RNG = np.random.default_rng(4)
+
+
+@kernel
+def _look_up(table, indices, out):
+    found = look_up(load(f32x16, address_of(table)), load(u32x16, address_of(indices)))
+    store(address_of(out), found)
+
+
+@kernel
+def _look_up_portable(table, indices, out):
+    found = look_up_portable(load(f32x16, address_of(table)), load(u32x16, address_of(indices)))
+    store(address_of(out), found)
+
+
+@pytest.mark.parametrize("body", [_look_up, _look_up_portable])
+def test_tables_are_looked_up_lane_by_lane(body) -> None:
+    table, indices = RNG.random(16, np.float32), RNG.integers(0, 16, 16, np.uint32)
+    out = np.zeros(16, np.float32)
+    body(table, indices, out)
+    np.testing.assert_array_equal(out, table[indices])
+
+
+@kernel
+def _lane_sums(vectors, out):
+    store(address_of(out), lane_sums(address_of(vectors)))
+
+
+def test_sums_of_vectors_become_lanes() -> None:
+    vectors = RNG.integers(-99, 99, (16, 16)).astype(np.float32)
+    out = np.zeros(16, np.float32)
+    _lane_sums(vectors, out)
+    np.testing.assert_array_equal(out, vectors.sum(axis=1))
+
+
+@kernel
+def _transpose(words, out):
+    transpose(address_of(words), 80, address_of(out))
+
+
+def test_words_are_transposed() -> None:
+    words, out = RNG.integers(0, 2**32, (16, 20), np.uint32), np.zeros((16, 16), np.uint32)
+    _transpose(words, out)
+    np.testing.assert_array_equal(out, words[:, :16].T)
+
+
+@kernel
+def _larger_magnitude(top, values, out):
+    a, b = load(f32x16, address_of(top)), load(f32x16, address_of(values))
+    store(address_of(out), larger_magnitude(a, b))
+
+
+def test_the_larger_magnitude() -> None:
+    top, values = RNG.random(16, np.float32), RNG.standard_normal(16, np.float32)
+    out = np.zeros(16, np.float32)
+    _larger_magnitude(top, values, out)
+    np.testing.assert_array_equal(out, np.maximum(top, np.abs(values)))
+
+
+@kernel
+def _blocks(left, right, weights, sums, out):
+    found = load_sums(address_of(sums), 128, 3, 2)
+    found = add_products(found, address_of(left), 64, address_of(right), 64, 3)
+    found = add_scaled(found, address_of(weights), 8, address_of(right), 64, 3)
+    store_sums(address_of(out), 128, found, 3)
+
+
+def test_a_block_of_products_adds_each_row_times_each_column() -> None:
+    left, right, sums = (
+        RNG.integers(-9, 9, shape).astype(np.float32) for shape in ((3, 16), (2, 16), (3, 2, 16))
+    )
+    weights, out = RNG.integers(-9, 9, (3, 2)).astype(np.float32), np.zeros_like(sums)
+    _blocks(left, right, weights, sums, out)
+    want = sums + left[:, None] * right[None] + weights[:, :1, None] * right[None]
+    np.testing.assert_array_equal(out, want)

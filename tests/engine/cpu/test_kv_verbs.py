@@ -1,0 +1,129 @@
+"""Score and mix of every format, with tile registers and without, for few and many query rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from engine.cpu.host import AMX
+from engine.cpu.jit import call, kernel
+from engine.cpu.kv_verbs import page_verbs, scratch_nbytes
+from engine.cpu.simd import address_of
+from engine.kv.format import Side
+from engine.kv.formats import ALL_KV_FORMATS, KV_FORMATS, kv_format
+
+PATHS = [False, True] if AMX else [False]
+FEW, MANY = (1, 2, 3, 5, 8, 9), (13, 33, 64)
+# errors in units of the largest sum of magnitudes
+FLOAT, SIXTEEN_BITS, HALVES = 1e-6, 1e-4, 2e-5
+GUARD = 64
+
+
+@kernel
+def run_verb(verb, page, n, a, stride, rows, dim, out, scratch, p, r, s):
+    arguments = (
+        address_of(page), n, address_of(a), stride, rows, dim, address_of(out),
+        address_of(scratch), p, r, s,
+    )  # fmt: skip
+    call(verb, arguments)
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    side: Side
+    rows: int
+    dim: int
+    n: int | None = None  # tokens filled, None for the whole page
+
+    def result(self, tiles: bool) -> tuple[np.ndarray, np.ndarray, float]:
+        """What the verb computes, guard bands checked, the same in float64, and the largest sum of
+        the products' magnitudes."""
+        kind = kv_format(self.name)
+        size = kind.page_tokens or 128
+        n, rng = self.n or size, np.random.default_rng([self.rows, self.dim])
+        wide = -(-self.dim // 32) * 32
+        page = kind.encode(rng.standard_normal((1, size, self.dim), np.float32), self.side)[0]
+        exact = kind.decode(page[None], self.dim, self.side)[0, :n].astype(np.float64)
+        verbs = page_verbs(kind, size, self.dim, tiles)
+        nbytes = scratch_nbytes(self.rows, self.dim, size)
+        scratch = np.full(nbytes + GUARD, 0xA5, np.uint8)  # as float32: an ordinary number
+        if self.side == "k":
+            a = np.zeros((self.rows, wide), np.float32)
+            a[:, : self.dim] = rng.standard_normal((self.rows, self.dim))
+            out = np.full((self.rows + 1, size), 7, np.float32)
+            want, sums = a[:, : self.dim] @ exact.T, np.abs(a[:, : self.dim]) @ np.abs(exact.T)
+            got, verb = out[:-1, :n], verbs.score
+        else:
+            a = rng.random((self.rows, size), np.float32) ** 4
+            out = np.full((self.rows + 1, wide), 7, np.float32)
+            want, sums = 7 + a[:, :n] @ exact, 7 + a[:, :n] @ np.abs(exact)
+            got, verb = out[:-1, : self.dim], verbs.mix
+        before = a.copy(), page.copy()
+        run_verb(verb, page, n, a, 4 * size, self.rows, self.dim, out, scratch, *verbs.parameters)
+        assert (out[-1] == 7).all() and (scratch[nbytes:] == 0xA5).all()
+        np.testing.assert_array_equal(before[0], a)
+        np.testing.assert_array_equal(before[1], page)
+        return got, want, sums.max()
+
+    def check(self, tiles: bool, tolerance: float) -> None:
+        got, want, sums = self.result(tiles)
+        error = np.abs(got - want).max() / sums
+        assert error <= tolerance, f"{self}: {error}"
+
+
+def filled(name: str) -> tuple[int | None, ...]:
+    """Token formats also serve pages that are still being filled."""
+    return (None,) if kv_format(name).page_tokens else (None, 1, 13, 32, 77)
+
+
+def tolerance(name: str, tiles: bool, rows: int) -> float:
+    if kv_format(name).page_tokens:
+        return SIXTEEN_BITS
+    return HALVES if tiles and rows in MANY and name != "f32" else FLOAT
+
+
+@pytest.mark.parametrize("tiles", PATHS)
+@pytest.mark.parametrize("side", ["k", "v"])
+@pytest.mark.parametrize("name", KV_FORMATS)
+def test_verbs_equal_products_with_the_decoded_page(name: str, side: Side, tiles: bool) -> None:
+    for rows in (*FEW, *MANY):
+        for dim in (16, 64, 72, 128):
+            for n in filled(name):
+                Case(name, side, rows, dim, n).check(tiles, tolerance(name, tiles, rows))
+
+
+@pytest.mark.parametrize("tiles", PATHS)
+@pytest.mark.parametrize("side", ["k", "v"])
+@pytest.mark.parametrize(
+    "name", ["int3nsep:32", "int3nsep:96", "int3nsep-sym:160", "int5pchan:256"]
+)
+def test_pages_of_every_length(name: str, side: Side, tiles: bool) -> None:
+    for rows in (1, 8, 20):
+        for dim in (48, 80, 256):
+            Case(name, side, rows, dim).check(tiles, SIXTEEN_BITS)
+
+
+@pytest.mark.skipif(not AMX, reason="no tile registers")
+@pytest.mark.parametrize("side", ["k", "v"])
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_tiles_and_byte_products_give_the_same_bits(bits: int, side: Side) -> None:
+    for rows, dim in ((1, 72), (8, 128), (33, 64)):
+        case = Case(f"int{bits}nsep", side, rows, dim)
+        np.testing.assert_array_equal(case.result(True)[0], case.result(False)[0])
+
+
+@pytest.mark.parametrize("name", ["int3nsep", "int8pchan", "q8_0"])
+def test_vanishing_and_zero_weights_add_nothing(name: str) -> None:
+    kind = ALL_KV_FORMATS[name]
+    page = kind.encode(np.ones((1, 128, 64), np.float32), "v")[0]
+    for value in (0, 1e-38):
+        weights, out = np.full((2, 128), value, np.float32), np.full((2, 64), 7, np.float32)
+        verbs = page_verbs(kind, 128, 64)
+        scratch = np.zeros(scratch_nbytes(2, 64, 128), np.uint8)
+        run_verb(
+            verbs.mix, page, 128, weights, 512, 2, 64, out, scratch, *verbs.parameters
+        )  # fmt: skip
+        assert (out == 7).all()
