@@ -35,7 +35,7 @@ from engine.cpu.vmath import vexp, vtanh
 from engine.kv.cache import LayerCache, SideCache
 
 # Query rows of an item: enough to pay for unpacking a page, few enough to stay in L2.
-QUERY_ROWS = 48
+QUERY_ROWS = 192
 PART = 1024  # tokens of an item when there is a single query
 _MASKED = np.float32(-1e30)
 
