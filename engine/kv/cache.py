@@ -260,14 +260,16 @@ class LayerCache:
         self.k.seal(pack)
         self.v.seal(pack)
 
-    def evict(self) -> None:
-        """Free the pages that no later query can see.
+    def evict(self, since: int) -> None:
+        """Free the pages that no later query can see, if there are full ones beyond token `since`.
 
         One page more than the window is kept, so that a short roll-back stays possible.
         """
         if self.window is not None:
             for side in (self.k, self.v):
-                side.evict(self.n - self.window - side.type.page_tokens)
+                size = side.type.page_tokens
+                if self.n // size > since // size:
+                    side.evict(self.n // size * size - self.window - size)
 
 
 class KVCache:
@@ -295,7 +297,7 @@ class KVCache:
         n = int(self.layers[0].count.position[0]) + tokens
         for layer in self.layers:
             layer.count.settle(n)
-            layer.evict()
+            layer.evict(n - tokens)
 
     @property
     def nbytes(self) -> int:

@@ -44,7 +44,7 @@ def test_each_protocol_scores_its_tokens(model: Model, protocol: str, targets: r
     tokens = Letters().encode(TEXT, add_special=protocol != "pa")
     window = [Letters.bos, *tokens[1:64]]
     (nll,) = last(measurement).windows
-    np.testing.assert_allclose(nll, expected_nll(model, window, targets), atol=1e-5)
+    np.testing.assert_allclose(nll, expected_nll(model, window, targets), atol=2e-4)
 
 
 def test_windows_are_disjoint_except_for_pa_whose_windows_overlap_by_half(model: Model) -> None:
@@ -111,9 +111,9 @@ def test_bad_settings_are_refused_by_name(
 @pytest.mark.real
 def test_smollm2_has_llama_cpps_perplexity(real_model, wikitext: Path) -> None:
     """llama-perplexity of 2026-10-01, `-c 1024 --chunks 2`, with the weights expanded to F32 so
-    that it does not round activations either: 9.1504, then 15.6883."""
+    that it does not round activations: 9.1504, then 15.6883.  Ours are rounded to bfloat16."""
     model = load_model(real_model("smollm2-135m"))
     text = wikitext.read_text(encoding="utf-8")
     measurement = Perplexity(model, text, Settings("llama", 1024, 2, "f16", "f16"))
     running = [score.ppl for score in measurement]
-    np.testing.assert_allclose(running, [9.1504, 15.6883], rtol=2e-4)
+    np.testing.assert_allclose(running, [9.1504, 15.6883], rtol=2e-3)

@@ -28,7 +28,7 @@ def append(layer: LayerCache, x: np.ndarray) -> None:
     for cut in layer.segments(len(x)):
         OPS.append(layer, x[cut], -x[cut])
         OPS.seal(layer)
-    layer.evict()
+    layer.evict(layer.n - len(x))
 
 
 def tokens(n: int) -> np.ndarray:
