@@ -38,7 +38,7 @@ from engine.cpu.groups import GROUPS, GroupVerbs
 from engine.cpu.host import AMX
 from engine.cpu.jit import Verb, call, field, inlined, kernel
 from engine.cpu.layouts import LANES, LAYOUTS, SET
-from engine.cpu.memory import Arena, Pool, forget
+from engine.cpu.memory import Arena, Pool, fetch, forget
 from engine.cpu.packing import pack
 from engine.cpu.simd import (
     f32x16,
@@ -86,6 +86,7 @@ def matrix(tensor: Tensor, team: Team, arena: Arena) -> Matrix:
     """The matrix of a tensor; types without kernels of ours are expanded to float32."""
     rows, columns = tensor.shape
     if tensor.type in LAYOUTS:
+        fetch(tensor.data)
         data = pack(tensor, team, arena)
         forget(tensor.data)
         return Matrix(tensor.type, rows, columns, data, GROUPS[tensor.type])

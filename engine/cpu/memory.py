@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import mmap
+import sys
 from collections import defaultdict
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 _LINE = 64  # bytes: vectors and tiles are loaded by the cache line
 _HUGE, _CHUNK = 1 << 21, 1 << 28  # bytes of a huge page, of an arena's mapping
+_POPULATE_READ = 22 if sys.platform == "linux" else None  # Python's mmap has no name for it
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: Any = np.uint8) -> np.ndarray:
     """Zeroed memory that starts on a cache line."""
-    nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
     raw = np.zeros(nbytes + _LINE, np.uint8)
     start = -raw.ctypes.data % _LINE
     return raw[start : start + nbytes].view(dtype).reshape(shape)
@@ -44,7 +48,7 @@ class Arena:
 
     def take(self, shape: tuple[int, ...]) -> np.ndarray:
         """uint8 zeros that start on a cache line."""
-        nbytes = int(np.prod(shape))
+        nbytes = math.prod(shape)
         if self._used + nbytes > self._chunk.size:
             # what is never touched costs nothing
             self._chunk, self._used = _huge_zeros(max(_CHUNK, nbytes)), 0
@@ -82,8 +86,7 @@ class Pool:
 
     def take(self, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
         """An array of undefined contents that starts on a cache line."""
-        count = int(np.prod(shape))
-        nbytes = count * np.dtype(dtype).itemsize
+        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
         size = max(_LINE, 1 << (nbytes - 1).bit_length()) if nbytes else _LINE
         free = self._free[size]
         memory = free.pop() if free else aligned_zeros((size,))
@@ -102,13 +105,24 @@ def pooled(array: np.ndarray) -> bool:
     return isinstance(base, _Block)
 
 
+def fetch(data: np.ndarray) -> None:
+    """Have the file's pages behind `data` mapped at once, if it is a mapping: one by one they cost
+    more than what is read from them."""
+    _advise(data, _POPULATE_READ)
+
+
 def forget(data: np.ndarray) -> None:
-    """Let the system drop the file's pages behind `data`, if it is mapped: they were copied."""
+    """Let the system drop the file's pages behind `data`, if it is a mapping: they were copied."""
+    _advise(data, getattr(mmap, "MADV_DONTNEED", None))
+
+
+def _advise(data: np.ndarray, advice: int | None) -> None:
     base: Any = data
     while base is not None and not isinstance(base, mmap.mmap):
         base = getattr(base, "base", None) if not isinstance(base, memoryview) else base.obj
-    if base is None or not hasattr(base, "madvise"):
+    if base is None or advice is None:
         return
     start = data.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
     first = start // mmap.PAGESIZE * mmap.PAGESIZE
-    base.madvise(mmap.MADV_DONTNEED, first, start + data.nbytes - first)
+    with suppress(OSError):  # advice that this system does not know
+        base.madvise(advice, first, start + data.nbytes - first)
