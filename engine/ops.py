@@ -36,6 +36,10 @@ class Ops(ABC):
         Raises InputError for a type that cannot be decoded.
         """
 
+    def table(self, tensor: Tensor) -> Weight:
+        """The form of a matrix of which `embed` takes rows and which no `linear` multiplies."""
+        return self.upload(tensor)
+
     @abstractmethod
     def asarray(self, x: np.ndarray) -> Array:
         """Host array to device array."""

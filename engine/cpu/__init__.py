@@ -17,8 +17,10 @@ from engine.cpu.attention import attend
 from engine.cpu.kv_encode import ENCODERS, NONE_BAD, append
 from engine.cpu.kv_seal import has_verb, place, seal_pages
 from engine.cpu.kv_verbs import supported
+from engine.cpu.layouts import LAYOUTS
 from engine.cpu.matrix import Matrix, Products, matrix
 from engine.cpu.memory import Arena, Pool, aligned_zeros, pooled
+from engine.cpu.rows import Table, rows
 from engine.cpu.team import Program, Team
 from engine.errors import InputError
 from engine.kv.cache import CacheType, LayerCache, SideCache, pack_tail
@@ -62,6 +64,9 @@ class CpuOps(Ops):
         if len(tensor.shape) == 2:
             return matrix(tensor, self._team, self._arena)
         return self.asarray(dequantize(tensor))
+
+    def table(self, tensor: Tensor) -> Matrix | Table:
+        return Table(tensor) if tensor.type in LAYOUTS else matrix(tensor, self._team, self._arena)
 
     def asarray(self, x: np.ndarray) -> np.ndarray:
         out = aligned_zeros(x.shape, x.dtype)
@@ -115,9 +120,10 @@ class CpuOps(Ops):
     def supports(self, kind: CacheType) -> bool:
         return supported(kind.format) and kind.open_format.name in ENCODERS
 
-    def embed(self, weight: Matrix, ids: np.ndarray) -> np.ndarray:
-        self._hold(weight.data, ids)
-        return self._products().rows(self._program, weight, ids)
+    def embed(self, weight: Matrix | Table, ids: np.ndarray) -> np.ndarray:
+        recording = self._recording
+        self._hold(weight.tensor.data if isinstance(weight, Table) else weight.data, ids)
+        return rows(recording.program, recording.pool, self.threads, weight, ids)
 
     def linear(self, weight: Matrix, x: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
         return self.linears([weight], x, [bias])[0]

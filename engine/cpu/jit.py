@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,23 @@ def _source_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-numba.config.CACHE_DIR = str(cache_dir() / "kernels" / _source_hash())  # type: ignore[attr-defined]
+_UNUSED = 30 * 86400  # seconds after which the kernels of other sources are deleted
+
+
+def _kernel_dir() -> Path:
+    """The folder of these sources' compiled kernels; those of others, long unused, go."""
+    folders = cache_dir() / "kernels"
+    own = folders / _source_hash()
+    own.mkdir(parents=True, exist_ok=True)
+    own.touch()
+    for other in folders.iterdir():
+        with suppress(OSError):  # someone else may be deleting it, too
+            if time.time() - other.stat().st_mtime > _UNUSED:
+                shutil.rmtree(other)
+    return own
+
+
+numba.config.CACHE_DIR = str(_kernel_dir())  # type: ignore[attr-defined]
 
 _OPTIONS: dict[str, Any] = {
     "nogil": True,

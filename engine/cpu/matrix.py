@@ -45,7 +45,6 @@ from engine.cpu.simd import (
     fma,
     load,
     load_f32,
-    load_i32,
     splat,
     store,
     store_f32,
@@ -254,20 +253,6 @@ def _multiply_plain(arguments, item, slot):
     _multiply(arguments, item, slot, False)
 
 
-def _lookup(arguments, item, slot):
-    """Item: a token's row.  Fields: ids int32, panel verb, data, group bytes, sets, columns, out,
-    scratch, its bytes per thread."""
-    row = np.int64(load_i32(field(arguments, 1) + 4 * item))
-    source = field(arguments, 3) + row // LANES * field(arguments, 4)
-    sets, columns = field(arguments, 5), field(arguments, 6)
-    panel = field(arguments, 8) + slot * field(arguments, 9)
-    call(field(arguments, 2), (source, SET * sets, 0, sets, panel))
-    out = field(arguments, 7) + 4 * columns * item
-    for i in range(columns):
-        store_f32(out + 4 * i, load_f32(panel + 64 * i + 4 * (row % LANES)))
-
-
-_LOOKUP = Verb(_lookup)
 _STREAM, _TILES, _PLAIN = Verb(_stream), Verb(_multiply_tiles), Verb(_multiply_plain)
 
 
@@ -298,17 +283,6 @@ class Products:
             self._entry(program, parts, x, onto is not None)
             found.update(zip(chosen, outs, strict=True))
         return [found[i] for i in range(len(weights))]
-
-    def rows(self, program: Program, w: Matrix, ids: np.ndarray) -> np.ndarray:
-        """Rows ids int32 [T] as float32 [T, columns]."""
-        out = self.pool.take((len(ids), w.columns))
-        sets = -(-w.columns // SET)
-        memory = self.pool.take((self.team.threads, 2048 * sets), np.uint8)
-        program.add(
-            _LOOKUP, len(ids), ids.ctypes.data, w.verbs.floats.address, w.data.ctypes.data,
-            w.data.shape[1], sets, w.columns, out.ctypes.data, memory.ctypes.data, 2048 * sets,
-        )  # fmt: skip
-        return out
 
     def _entry(
         self,

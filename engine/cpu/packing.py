@@ -7,43 +7,39 @@ from itertools import accumulate
 import numpy as np
 
 from engine.checkpoint import Tensor
-from engine.cpu.jit import Verb, call, field
+from engine.cpu.jit import Verb, call, field, kernel
 from engine.cpu.layouts import LANES, LAYOUTS, SET
-from engine.cpu.memory import Arena
+from engine.cpu.memory import Arena, Pool
 from engine.cpu.planes import gather_steps, pack_set
+from engine.cpu.simd import load_i32
 from engine.cpu.split import SPLITTERS
 from engine.cpu.team import Program, Team
 
 _LONGEST = 256  # columns of the largest block: the codes of 16 lanes wait in 4 KB
+_SCRATCH_SIZE = LANES * _LONGEST + 512  # and a set of steps
 
 
 (
     _SPLITTER, _SOURCE, _ROW_NBYTES, _ROWS, _COLUMNS, _TARGET, _GROUP_NBYTES, _SCRATCH,
     _SCRATCH_NBYTES, _BITS, _BLOCK, _BLOCK_NBYTES, _UNIT_NBYTES, _SCALES, _MINIMA, _D, _DMIN,
-    _WIDTH,
-) = range(1, 19)  # fmt: skip
+    _WIDTH, _IDS,
+) = range(1, 20)  # fmt: skip
 
 
-def _pack_group(arguments, group, slot):
-    """Item: one group."""
-    rows, columns, block = (
-        field(arguments, _ROWS), field(arguments, _COLUMNS), field(arguments, _BLOCK)
-    )  # fmt: skip
-    source, row_nbytes = field(arguments, _SOURCE), field(arguments, _ROW_NBYTES)
-    target = field(arguments, _TARGET) + group * field(arguments, _GROUP_NBYTES)
+@kernel
+def _pack_lanes(arguments, source, lanes, target, slot):
+    """The group at `target` from as many rows at `source` as there are `lanes`, up to 16."""
+    columns, block = field(arguments, _COLUMNS), field(arguments, _BLOCK)
     codes = field(arguments, _SCRATCH) + slot * field(arguments, _SCRATCH_NBYTES)
     steps, bits = codes + LANES * _LONGEST, field(arguments, _BITS)
-    width = field(arguments, _WIDTH)
+    width, row_nbytes = field(arguments, _WIDTH), field(arguments, _ROW_NBYTES)
     for b in range(columns // block):
         unit = target + b * field(arguments, _UNIT_NBYTES)
-        for lane in range(LANES):
-            row = group * LANES + lane
-            if row >= rows:
-                break
+        for lane in range(lanes):
             call(
                 field(arguments, _SPLITTER),
                 (
-                    source + row * row_nbytes + b * field(arguments, _BLOCK_NBYTES),
+                    source + lane * row_nbytes + b * field(arguments, _BLOCK_NBYTES),
                     codes + lane * _LONGEST,
                     unit + field(arguments, _SCALES) + width * lane,
                     unit + field(arguments, _MINIMA) + width * lane,
@@ -56,24 +52,61 @@ def _pack_group(arguments, group, slot):
             pack_set(steps, unit + 64 * bits * s, bits)
 
 
-_PACK_GROUP = Verb(_pack_group)
+def _pack_group(arguments, group, slot):
+    """Item: one group."""
+    first = group * LANES
+    source = field(arguments, _SOURCE) + first * field(arguments, _ROW_NBYTES)
+    target = field(arguments, _TARGET) + group * field(arguments, _GROUP_NBYTES)
+    lanes = min(LANES, field(arguments, _ROWS) - first)
+    _pack_lanes(arguments, source, lanes, target, slot)
+
+
+def _pack_row(arguments, item, slot):
+    """Item: the row that the item's id names, alone in a group."""
+    row = np.int64(load_i32(field(arguments, _IDS) + 4 * item))
+    source = field(arguments, _SOURCE) + row * field(arguments, _ROW_NBYTES)
+    target = field(arguments, _TARGET) + item * field(arguments, _GROUP_NBYTES)
+    _pack_lanes(arguments, source, 1, target, slot)
+
+
+_PACK_GROUP, _PACK_ROW = Verb(_pack_group), Verb(_pack_row)
 
 
 def pack(tensor: Tensor, team: Team, arena: Arena) -> np.ndarray:
     """uint8 [groups, group bytes] of a matrix whose type has a layout."""
-    layout = LAYOUTS[tensor.type]
     rows, columns = tensor.shape
-    groups, nbytes = -(-rows // LANES), layout.group_nbytes(columns)
-    packed = arena.take((groups, nbytes))
-    scratch = np.zeros((team.threads, LANES * _LONGEST + 512), np.uint8)
-    source = np.ascontiguousarray(tensor.data).reshape(rows, -1)
+    groups = -(-rows // LANES)
+    packed = arena.take((groups, LAYOUTS[tensor.type].group_nbytes(columns)))
+    source = np.ascontiguousarray(tensor.data)
+    scratch = np.zeros((team.threads, _SCRATCH_SIZE), np.uint8)
     program = Program()
-    program.add(
-        _PACK_GROUP, groups,
-        SPLITTERS[tensor.type].address, source.ctypes.data, source.shape[1], rows, columns,
-        packed.ctypes.data, nbytes, scratch.ctypes.data, scratch.shape[1],
+    program.add(_PACK_GROUP, groups, *_fields(tensor, source, packed, scratch), 0)
+    team.run(program.table())
+    return packed
+
+
+def pack_rows(
+    program: Program, pool: Pool, threads: int, tensor: Tensor, ids: np.ndarray
+) -> np.ndarray:
+    """Groups uint8 [T, group bytes] of one row each, the rows ids int32 [T] of a matrix whose type
+    has a layout."""
+    nbytes = LAYOUTS[tensor.type].group_nbytes(tensor.shape[1])
+    packed, scratch = (
+        pool.take((len(ids), nbytes), np.uint8),
+        pool.take((threads, _SCRATCH_SIZE), np.uint8),
+    )
+    fields = _fields(tensor, tensor.data, packed, scratch)
+    program.add(_PACK_ROW, len(ids), *fields, ids.ctypes.data)
+    return packed
+
+
+def _fields(
+    tensor: Tensor, source: np.ndarray, packed: np.ndarray, scratch: np.ndarray
+) -> tuple[int, ...]:
+    layout, (rows, columns) = LAYOUTS[tensor.type], tensor.shape
+    return (
+        SPLITTERS[tensor.type].address, source.ctypes.data, source.nbytes // rows, rows, columns,
+        packed.ctypes.data, packed.shape[1], scratch.ctypes.data, scratch.shape[1],
         layout.bits, layout.block, layout.block_nbytes, layout.unit_nbytes,
         *accumulate(layout.parts[:-1]), 1 if layout.super else 2,
     )  # fmt: skip
-    team.run(program.table())
-    return packed

@@ -91,4 +91,12 @@ def bind(spec: ModelSpec, checkpoint: Checkpoint, ops: Ops) -> Weights:
     def upload(found: Mapping[str, Tensor | None]) -> dict[str, Weight]:
         return {name: ops.upload(tensor) for name, tensor in found.items() if tensor is not None}
 
-    return Weights(upload(top), tuple(upload(layer) for layer in layers))
+    model = upload({"output_norm.weight": top["output_norm.weight"]})
+    embedding, output = top["token_embd.weight"], top["output.weight"]
+    assert embedding is not None
+    if output is None:
+        model["token_embd.weight"] = ops.upload(embedding)
+    else:
+        model["token_embd.weight"] = ops.table(embedding)
+        model["output.weight"] = ops.upload(output)
+    return Weights(model, tuple(upload(layer) for layer in layers))

@@ -1,0 +1,54 @@
+"""Blocks of a pool are nobody else's while somebody holds them."""
+
+from __future__ import annotations
+
+import gc
+import mmap
+from pathlib import Path
+
+import numpy as np
+
+from engine.cpu.memory import Arena, Pool, fetch, forget, pooled
+
+
+def test_a_block_serves_again_only_when_nothing_holds_it() -> None:
+    pool = Pool()
+    first = pool.take((10, 10))
+    view, address = first[3:].reshape(-1), first.ctypes.data
+    del first
+    second = pool.take((10, 10))
+    assert second.ctypes.data != address  # the view still holds the block
+    del view
+    gc.collect()
+    assert pool.take((10, 10)).ctypes.data == address
+
+
+def test_arrays_start_on_a_cache_line_and_know_their_pool() -> None:
+    pool, arena = Pool(), Arena()
+    for shape in ((1,), (3, 5), (1000,)):
+        taken = pool.take(shape)
+        assert taken.ctypes.data % 64 == 0 and taken.shape == shape
+        assert pooled(taken) and pooled(taken[:1]) and not pooled(taken.copy())
+        kept = arena.take(shape)
+        assert kept.ctypes.data % 64 == 0 and kept.shape == shape and not kept.any()
+
+
+def test_what_an_arena_gives_does_not_overlap() -> None:
+    arena = Arena()
+    arrays = [arena.take((size,)) for size in (1, 100, 1 << 20, 3)]
+    for value, array in enumerate(arrays):
+        array[:] = value + 1
+    assert all((array == value + 1).all() for value, array in enumerate(arrays))
+
+
+def test_advice_about_a_mapped_file_changes_none_of_its_bytes(tmp_path: Path) -> None:
+    content = np.arange(100_000, dtype=np.uint8)
+    (tmp_path / "data").write_bytes(content.tobytes())
+    with (tmp_path / "data").open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    part = np.frombuffer(mapped, np.uint8)[5000:90000]
+    fetch(part)
+    forget(part)
+    np.testing.assert_array_equal(part, content[5000:90000])
+    fetch(content)  # not a mapping
+    forget(content)
