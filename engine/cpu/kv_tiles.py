@@ -29,7 +29,7 @@ from engine.cpu.amx import (
 )
 from engine.cpu.jit import call, inlined
 from engine.cpu.kv_floats import transpose
-from engine.cpu.simd import bitcast, f32x16, load, store, u8x64, u32x16, zeros
+from engine.cpu.simd import bitcast, f32x16, load, store, u32x16, zeros
 
 CHUNK = 128  # tokens whose tiles are made at a time
 _SQUARE = 4096  # bytes of float32 [32, 32]
@@ -136,19 +136,13 @@ def _copy_square(source, stride, rows, target, target_stride):
 
 
 @inlined
-def _begin(config):
-    store(config, zeros(u8x64))
-    tiles_begin(config)
-
-
-@inlined
 def tile_score(page, n, q, stride, rows, wide, out, scratch, decoder, row_nbytes, values, terms):
     """Scores of all rows; those behind n, up to a multiple of 32, are zeros."""
     square, pairs, decoded, tiles, low, left, left_low = _rooms(scratch, rows, wide, wide)
     for i in range(rows):
         _left_row(q + 4 * i * wide, wide, left + 2 * i * wide, left_low, terms)
     steps = wide // 32
-    _begin(square)
+    tiles_begin(square)
     for t0 in range(0, n, CHUNK):
         count = min(CHUNK, n - t0)
         for t in range(0, count, 32):
@@ -184,7 +178,7 @@ def tile_mix(page, n, p, stride, rows, wide, out, scratch, decoder, row_nbytes, 
             at, some = page + (t0 + t) * row_nbytes, min(32, count - t)
             _decode(decoder, at, some, row_nbytes, values, decoded, wide)
             _value_tiles(decoded, wide, tiles + TILE * (t // 32), steps, low, terms)
-        _begin(square)
+        tiles_begin(square)
         for i in range(0, rows, 32):
             for c in range(0, wide, 32):
                 first, row = tiles + TILE * (c // 16) * steps, left + 64 * i * steps
