@@ -95,7 +95,7 @@ class ChannelFormat(KVFormat):
         if self.norms == "none":
             u = np.clip(x, -F16_MAX, F16_MAX)
         else:
-            norm = np.maximum(_length(x), LEAST_NORM)
+            norm = np.maximum(length(x), LEAST_NORM)
             u = x / norm
         if self.asym:
             m, s = asymmetric(u, self.bits, axis=-2)
@@ -105,7 +105,7 @@ class ChannelFormat(KVFormat):
         if norm is None:
             return codes, None, m, s
         if self.norms == "restored":
-            norm = norm / np.maximum(_length(self._decoded(codes, m, s)), LEAST_RESTORED)
+            norm = norm / np.maximum(length(self._decoded(codes, m, s)), LEAST_RESTORED)
         return codes, np.minimum(norm, F16_MAX).astype(np.float16), m, s
 
     def _decoded(self, codes: np.ndarray, m: np.ndarray | None, s: np.ndarray) -> np.ndarray:
@@ -130,13 +130,13 @@ class ChannelFormat(KVFormat):
         return norms[..., None].astype(np.float32) * u if separate else u
 
 
-def _length(x: np.ndarray) -> np.ndarray:
-    """Lengths [..., 1] of float32 x [..., D], summed in an order that backends can keep.
+def length(x: np.ndarray) -> np.ndarray:
+    """Lengths [..., 1] of float x [..., D], in its type, summed in an order that backends can keep.
 
     Lane i adds the squares of channels i, i + 16, i + 32, ... one after another; then halves of the
     16 lanes are added until one is left.
     """
-    squares = np.zeros((*x.shape[:-1], padded_dim(x.shape[-1])), np.float32)
+    squares = np.zeros((*x.shape[:-1], padded_dim(x.shape[-1])), x.dtype)
     np.square(x, out=squares[..., : x.shape[-1]])
     total = squares[..., :16]
     for first in range(16, squares.shape[-1], 16):

@@ -34,6 +34,8 @@ Recipe, u = x / |x|, r = max u - min u per channel over the page:
             (levels on the range's ends, s = r / (2^w - 1), cost 2.7 times the divergence at 2 bits
             and 1.1 times at 3)
     n'      |x| / |decoded u|
+
+All in float64 but for what is decoded, lengths summed as in `engine.kv.formats.channels`.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ import numpy as np
 from engine.bits import SET_STEPS, STEP_CODES, pack_steps, unpack_steps
 from engine.kv.format import PAGE, KVFormat, Side
 from engine.kv.formats.byte_codes import decode_linear, decode_log, encode_linear, encode_log
-from engine.kv.formats.channels import padded_dim
+from engine.kv.formats.channels import LEAST_RESTORED, length, padded_dim
 
 WIDTH_BITS = 3
 MAX_WIDTH = (1 << WIDTH_BITS) - 1
@@ -70,7 +72,10 @@ def water_fill(reach: np.ndarray, bits: int, group: int) -> np.ndarray:
     order = np.argsort(-reach, axis=-1, kind="stable")
     sorted_reach = np.take_along_axis(reach, order, axis=-1)
     *lead, dim = reach.shape
-    power = np.square(sorted_reach).reshape(*lead, dim // group, group).sum(axis=-1)
+    squares = np.square(sorted_reach).reshape(*lead, dim // group, group)
+    power = squares[..., 0]
+    for i in range(1, group):  # one after another: the order decides the last bit
+        power = power + squares[..., i]
     # what a group's bit i + 1 is worth falls with i, so the most valuable bits of all, ties to the
     # lower bit and then to the earlier group, hold no bit without those below it
     worth = power[..., None, :] * 4.0 ** -np.arange(MAX_WIDTH)[:, None]
@@ -149,13 +154,14 @@ class WaterFilledFormat(KVFormat):
         """The recipe on float32 x [..., P, head_dim]; in channels of padding everything is 0."""
         *lead, tokens, dim = x.shape
         x = x.astype(np.float64)
-        length = np.sqrt(np.square(x).sum(axis=-1))
-        u = x / np.where(length > 0, length, 1)[..., None]
+        norm = length(x)
+        u = x / np.where(norm > 0, norm, 1)
         low, high = u.min(axis=-2), u.max(axis=-2)
         reach = _padded(high - low)
         importance = reach if weights is None else reach * _padded(weights.astype(np.float64))
         widths = water_fill(importance, self.bits, group_channels(tokens, side))
-        middles, middle_pair = encode_linear((low + high) / 2)
+        # the ends may be zeros of either sign: with 0 added there is one
+        middles, middle_pair = encode_linear((low + high) / 2 + 0.0)
         # without codes a step has no use, and must not stretch the range of the others
         steps, step_pair = encode_log(reach * (widths > 0) * 2.0**-widths, up=True)
         pairs = np.zeros((*lead, 3, 2), np.float16)
@@ -172,8 +178,8 @@ class WaterFilledFormat(KVFormat):
         scaled = np.where(s > 0, (u - m) / np.where(s > 0, s, 1) + top / 2, 0)
         page.codes[..., :dim] = np.clip(np.rint(scaled), 0, top)
         decoded = page.directions()[..., :dim].astype(np.float64)
-        gain = np.maximum(np.sqrt(np.square(decoded).sum(axis=-1)), 1e-8)
-        page.norms[:], pairs[..., 0, :] = encode_log(length / gain)
+        gain = np.maximum(length(decoded), np.float64(LEAST_RESTORED))
+        page.norms[:], pairs[..., 0, :] = encode_log((norm / gain)[..., 0])
         return page
 
     def decode(self, page: np.ndarray, head_dim: int, side: Side) -> np.ndarray:
