@@ -106,7 +106,7 @@ class Ops(ABC):
         """Causal attention of q [T, heads, D], the last T tokens of the layer, to its pages.
 
         softmax(softcap(q k^T scale)) v within the layer's window; `softcap` 0 means none.
-        Returns [T, heads, D].
+        Returns [T, heads, D].  Keys of a weighted format note the queries in `layer.k.queries`.
         """
 
     def seal(self, layer: LayerCache) -> None:

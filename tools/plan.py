@@ -12,6 +12,7 @@ from collections import Counter
 from engine.checkpoint import Checkpoint
 from engine.errors import InputError
 from engine.kv.cache import CacheType
+from engine.kv.format import Side
 from engine.kv.formats import kv_format
 from engine.model.archs import spec_of
 from engine.model.decoder import ROPE_POSITIONS
@@ -19,6 +20,7 @@ from engine.model.spec import AttentionSpec, LayerSpec
 from engine.session import CHUNK
 from tools.results import Cell, Pair, Results
 
+_SIDES: tuple[Side, Side] = ("k", "v")
 Types = tuple[CacheType, CacheType]  # of keys and of values
 
 # The CPU backend's pool has blocks of powers of two and keeps those of every size: 2.2 to 3.0 times
@@ -51,18 +53,18 @@ class Plan:
         # windows move on when either side has filled a page
         moved = max(tokens // kind.page_tokens * kind.page_tokens for kind in types)
         return sum(
-            layers * _side_nbytes(kind, a, tokens, _freed(kind, a, moved))
+            layers * _side_nbytes(side, kind, a, tokens, _freed(kind, a, moved))
             for a, layers in self._attention.items()
-            for kind in types
+            for side, kind in zip(_SIDES, types, strict=True)
         )
 
     def cache_most(self, types: Types, n_ctx: int) -> int:
         """The most that it holds on the way to `n_ctx` tokens: a sliding window frees its pages
         behind itself, so more tokens can take less."""
         return sum(
-            layers * _side_nbytes(kind, a, _fullest(kind, a, n_ctx), 0)
+            layers * _side_nbytes(side, kind, a, _fullest(kind, a, n_ctx), 0)
             for a, layers in self._attention.items()
-            for kind in types
+            for side, kind in zip(_SIDES, types, strict=True)
         )
 
     def scratch(self, types: Types, n_ctx: int) -> int:
@@ -111,14 +113,14 @@ def cheapest(results: Results, plan: Plan, n_ctx: int, bound: float) -> Cell | N
     return min(good, key=cost, default=None)
 
 
-def _side_nbytes(kind: CacheType, a: AttentionSpec, tokens: int, freed: int) -> int:
+def _side_nbytes(side: Side, kind: CacheType, a: AttentionSpec, tokens: int, freed: int) -> int:
     """Bytes of one layer's keys or values, as `SideCache` holds them after `tokens` tokens and
     without its first `freed` pages."""
     size = kind.page_tokens
     page = kind.format.page_nbytes(size, a.head_dim)
     if kind.tail is None:
         return a.kv_heads * page * (-(-tokens // size) - freed)
-    tail = kind.tail.page_nbytes(size, a.head_dim) if tokens else 0
+    tail = kind.tail_nbytes(a.head_dim, side) if tokens else 0
     return a.kv_heads * (page * (tokens // size - freed) + tail)
 
 

@@ -15,6 +15,7 @@ from engine.config import available_cores
 from engine.cpu import elementwise
 from engine.cpu.attention import attend
 from engine.cpu.kv_encode import ENCODERS, NONE_BAD, append
+from engine.cpu.kv_queries import note_queries
 from engine.cpu.kv_seal import has_verb, place, seal_pages
 from engine.cpu.kv_verbs import supported
 from engine.cpu.layouts import LAYOUTS
@@ -187,6 +188,7 @@ class CpuOps(Ops):
     def attend(self, q: np.ndarray, layer: LayerCache, scale: float, softcap: float) -> np.ndarray:
         recording = self._recording
         self._hold(q)
+        note_queries(recording.program, q, layer)
         return attend(recording.program, recording.pool, self.threads, q, layer, scale, softcap)
 
     def seal(self, layer: LayerCache) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from engine.errors import InputError
 from engine.kv.format import PAGE, KVFormat, Side, TokenFormat
 from engine.kv.formats import BF16
+from engine.kv.queries import QueryPower
 
 _LINE = 64  # bytes: pages start on a cache line
 
@@ -46,6 +47,16 @@ class CacheType:
             return self.tail
         assert isinstance(self.format, TokenFormat)
         return self.format
+
+    def weighs(self, side: Side) -> bool:
+        """Whether an open page needs to know its queries."""
+        return side == "k" and self.format.weighted
+
+    def tail_nbytes(self, head_dim: int, side: Side) -> int:
+        """Bytes of the open page of a page format for one KV head, its queries' included."""
+        assert self.tail is not None
+        queries = 4 * self.page_tokens * head_dim if self.weighs(side) else 0
+        return self.tail.page_nbytes(self.page_tokens, head_dim) + queries
 
     def bits_per_value(self, head_dim: int) -> float:
         """Bits per value of a full page, metadata and padding included."""
@@ -77,11 +88,17 @@ class Count:
 
 
 def encode_tail(
-    kind: CacheType, tail: np.ndarray, side: Side, head_dim: int, page: np.ndarray
+    kind: CacheType,
+    tail: np.ndarray,
+    side: Side,
+    head_dim: int,
+    page: np.ndarray,
+    queries: QueryPower | None = None,
 ) -> None:
     """Pack a full tail uint8 [kv_heads, bytes] into `page` uint8 [kv_heads, bytes]."""
     assert kind.tail is not None
-    page[:] = kind.format.encode(kind.tail.decode(tail, head_dim, side), side)
+    weights = None if queries is None else queries.weights()
+    page[:] = kind.format.encode(kind.tail.decode(tail, head_dim, side), side, weights)
 
 
 def pack_tail(side: SideCache, page: np.ndarray) -> None:
@@ -89,7 +106,7 @@ def pack_tail(side: SideCache, page: np.ndarray) -> None:
 
     A backend may have something to the same effect.
     """
-    encode_tail(side.type, side.tail, side.side, side.head_dim, page)
+    encode_tail(side.type, side.tail, side.side, side.head_dim, page, side.queries)
     side.table[len(side.pages)] = page.ctypes.data
 
 
@@ -111,6 +128,8 @@ class SideCache:
         # addresses of the pages, the open one included; 0 for evicted pages
         self.table = np.zeros(-(-n_ctx // kind.page_tokens), np.int64)
         self._tail: np.ndarray | None = None
+        # what the tail's queries are worth, written by whoever attends; for weighted keys alone
+        self.queries: QueryPower | None = None
 
     @property
     def n(self) -> int:
@@ -120,7 +139,8 @@ class SideCache:
     def nbytes(self) -> int:
         """Bytes allocated, tail included."""
         held = sum(page.nbytes for page in self.pages if page is not None)
-        return held + (0 if self._tail is None else self._tail.nbytes)
+        queries = 0 if self.queries is None else self.queries.rows.nbytes
+        return held + queries + (0 if self._tail is None else self._tail.nbytes)
 
     def room(self) -> int | None:
         """Tokens that fit before the tail is full; token formats have no such end."""
@@ -135,6 +155,8 @@ class SideCache:
         if kind.tail is not None:
             if self._tail is None:
                 self._tail = _aligned((self.kv_heads, nbytes))
+                if kind.weighs(self.side):
+                    self.queries = QueryPower(kind.page_tokens, self.kv_heads, self.head_dim)
             self.table[self.n // kind.page_tokens] = self._tail.ctypes.data
             return
         while len(self.pages) * kind.page_tokens < self.n + tokens:

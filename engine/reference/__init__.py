@@ -89,6 +89,8 @@ class ReferenceOps(Ops):
 
     def attend(self, q: np.ndarray, layer: LayerCache, scale: float, softcap: float) -> np.ndarray:
         tokens, heads, dim = q.shape
+        if layer.k.queries is not None:
+            layer.k.queries.write((layer.n - tokens) % layer.k.type.page_tokens, q)
         first = 0
         if layer.window is not None:
             first = max(layer.k.first_held(), layer.v.first_held())

@@ -75,14 +75,15 @@ def test_reported_bytes_are_the_bytes_allocated(name: str, n: int) -> None:
 def test_bytes_follow_from_the_format(name: str) -> None:
     layer = layer_of(name)
     append(layer, tokens(300))
-    kind = layer.k.type
+    kind, queries = layer.k.type, 0
     if kind.tail is None:
         want = 3 * kind.format.page_nbytes(128, DIM)
     else:
         sealed = 300 // kind.page_tokens
         want = sealed * kind.format.page_nbytes(kind.page_tokens, DIM)
         want += kind.tail.page_nbytes(kind.page_tokens, DIM)
-    assert layer.nbytes == 2 * HEADS * want
+        queries = kind.format.weighted * kind.page_tokens * DIM * 4  # float32, for keys alone
+    assert layer.nbytes == HEADS * (2 * want + queries)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,40 @@
+"""What the queries of an open page are worth to each channel of its keys."""
+
+from __future__ import annotations
+
+import numpy as np
+
+LARGEST = np.finfo(np.float32).max
+
+
+class QueryPower:
+    """Mean squares of the queries, a row per token of the page, for keys of a `weighted` format.
+
+    `rows` float32 [page_tokens, kv_heads, D] holds the mean over the query heads of a KV head's
+    group.  Token t of a page owns row t, so going back and on inside the page writes the same rows
+    again.  A token that nobody attended from counts 1 everywhere.
+    """
+
+    def __init__(self, page_tokens: int, kv_heads: int, head_dim: int) -> None:
+        self.rows = np.ones((page_tokens, kv_heads, head_dim), np.float32)
+
+    def write(self, start: int, q: np.ndarray) -> None:
+        """Fill the rows of q float32 [T, heads, D], whose first token is token `start` of its page.
+
+        The squares are added in the order of the heads, which backends keep.
+        """
+        tokens, heads, dim = q.shape
+        kv_heads = self.rows.shape[1]
+        squares = np.square(q).reshape(tokens, kv_heads, heads // kv_heads, dim)
+        total = squares[:, :, 0]
+        for g in range(1, squares.shape[2]):
+            total = total + squares[:, :, g]
+        mean = total / np.float32(squares.shape[2])
+        self.rows[start : start + tokens] = np.minimum(mean, LARGEST)
+
+    def weights(self) -> np.ndarray:
+        """Their RMS over the page's tokens, float32 [kv_heads, D], added up in float64 in order."""
+        total = np.zeros(self.rows.shape[1:])
+        for row in self.rows:
+            total += row
+        return np.sqrt(total / len(self.rows)).astype(np.float32)
