@@ -203,6 +203,6 @@ class CpuOps(Ops):
         recording.program.hold(side.tail, page, side.table)
         seal_pages(
             recording.program, recording.pool, self.threads, side.type, side.tail, side.side,
-            side.head_dim, page,
+            side.head_dim, page, side.queries,
         )  # fmt: skip
         place(recording.program, page, side.table, len(side.pages))

@@ -7,6 +7,8 @@ packs one KV head's tokens: `rows` are their tail, `row_nbytes` each, that `deco
 `page` are written; `scratch` holds `scratch_nbytes`.  `side` is 1 for values, and `parts` is the
 sum of what the type has: NORMS, MINIMA (see `engine.cpu.kv_pages`), RESTORED norms.
 
+`seal_pages` also packs water-filled pages, whose kernel is `engine.cpu.kv_seal_waterfill`.
+
 Every sum has the order that the reference states, and nothing is fused that it rounds twice.
 """
 
@@ -16,9 +18,11 @@ import math
 
 import numpy as np
 
-from engine.cpu.jit import Verb, call, field, kernel
+from engine.cpu import kv_seal_waterfill
+from engine.cpu.jit import Verb, field, kernel
 from engine.cpu.kv_decode import DECODERS
 from engine.cpu.kv_pages import MINIMA, NORMS
+from engine.cpu.kv_tail import decode_rows, key_step, row_stride, value_step
 from engine.cpu.memory import Pool
 from engine.cpu.planes import pack_set
 from engine.cpu.simd import (
@@ -28,7 +32,6 @@ from engine.cpu.simd import (
     fma,
     load,
     load_f32,
-    load_u32,
     maximum,
     minimum,
     reduce_add,
@@ -39,9 +42,7 @@ from engine.cpu.simd import (
     store_f32,
     store_i64,
     store_u8,
-    store_u32,
     u8x16,
-    u32x16,
     zeros,
 )
 from engine.cpu.team import Program
@@ -50,26 +51,12 @@ from engine.kv.format import Side
 from engine.kv.formats.channels import LEAST_NORM, LEAST_RESTORED, ChannelFormat, padded_dim
 from engine.kv.formats.floats import F16_MAX
 from engine.kv.formats.scales import F16_TINY
+from engine.kv.formats.waterfill import WaterFilledFormat, group_channels
+from engine.kv.queries import QueryPower
 
 RESTORED = 4
 BLOCK = 32  # tokens encoded at a time, a divisor of every page
 LARGEST = np.float32(F16_MAX)
-
-
-@kernel
-def _stride(values):
-    """float32 values from one decoded row to the next."""
-    return (values + 15) & ~15
-
-
-@kernel
-def _decode(rows, tokens, row_nbytes, decoder, values, dim, target):
-    """float32 rows [tokens, stride] with zeros behind dim."""
-    for t in range(tokens):
-        row = target + 4 * t * _stride(values)
-        call(decoder, (rows + t * row_nbytes, row, values))
-        for c in range(dim, _stride(values)):
-            store_f32(row + 4 * c, np.float32(0))
 
 
 @kernel
@@ -162,9 +149,7 @@ def _key_steps(codes, lanes, steps):
     """Codes uint8 [BLOCK, lanes] as steps: 16 tokens by 4 channels."""
     for t in range(0, BLOCK, 16):
         for c in range(0, lanes, 4):
-            source = codes + t * lanes + c
-            for i in range(16):
-                store_u32(steps + 4 * i, load_u32(source + i * lanes))
+            key_step(codes + t * lanes + c, lanes, steps)
             steps += 64
 
 
@@ -173,11 +158,7 @@ def _value_steps(codes, lanes, steps):
     """Codes uint8 [BLOCK, lanes] as steps: 16 channels by 4 tokens."""
     for c in range(0, lanes, 16):
         for t in range(0, BLOCK, 4):
-            word = zeros(u32x16)
-            for i in range(4):
-                part = convert(u32x16, load(u8x16, codes + (t + i) * lanes + c))
-                word = word | (part << (8 * i))
-            store(steps, word)
+            value_step(codes + t * lanes + c, lanes, steps)
             steps += 64
 
 
@@ -224,14 +205,14 @@ def _encode_block(rows, stride, dim, bits, parts, norms, stored_norms, ranges, c
 
 @kernel
 def seal(rows, page, scratch, tokens, dim, side, bits, parts, decoder, row_nbytes, values):
-    lanes, stride = (dim + 15) & ~15, _stride(values)
+    lanes, stride = (dim + 15) & ~15, row_stride(values)
     norms = scratch + 4 * tokens * stride
     ranges = norms + 4 * tokens
     codes = ranges + 12 * lanes
     steps = codes + BLOCK * lanes
     stored_norms = page + tokens * lanes * bits // 8
     stored_ranges = stored_norms + (2 * tokens if parts & NORMS else 0)
-    _decode(rows, tokens, row_nbytes, decoder, values, dim, scratch)
+    decode_rows(rows, tokens, row_nbytes, decoder, values, dim, scratch)
     if parts & NORMS:
         _measure(scratch, tokens, stride, lanes, norms)
     for c in range(0, lanes, 16):
@@ -272,19 +253,22 @@ _SEAL_ITEM, _PLACE = Verb(_seal_item), Verb(_place)
 
 def has_verb(kind: CacheType) -> bool:
     """Whether `seal_pages` serves the type."""
-    # a type derived from ChannelFormat may encode in its own way
-    return type(kind.format) is ChannelFormat and kind.tail is not None
+    # a type derived from one of these may encode in its own way
+    return type(kind.format) in (ChannelFormat, WaterFilledFormat) and kind.tail is not None
 
 
 def parameters(kind: CacheType, head_dim: int, side: Side) -> tuple[int, ...]:
-    """The arguments of SEAL from `tokens` on."""
+    """The arguments of `seal` from `tokens` on; for water-filled types, those up to `values`."""
     stored, tail = kind.format, kind.tail
-    assert isinstance(stored, ChannelFormat) and tail is not None
-    parts = NORMS * (stored.norms != "none") + MINIMA * stored.asym
-    parts += RESTORED * (stored.norms == "restored")
+    assert isinstance(stored, ChannelFormat | WaterFilledFormat) and tail is not None
+    if isinstance(stored, WaterFilledFormat):
+        variant = group_channels(kind.page_tokens, side)
+    else:
+        variant = NORMS * (stored.norms != "none") + MINIMA * stored.asym
+        variant += RESTORED * (stored.norms == "restored")
     decoder = DECODERS[tail.name].address
     row = tail.row_nbytes(head_dim), tail.channels(head_dim)
-    return kind.page_tokens, head_dim, int(side == "v"), stored.bits, parts, decoder, *row
+    return kind.page_tokens, head_dim, int(side == "v"), stored.bits, variant, decoder, *row
 
 
 def seal_pages(
@@ -296,16 +280,22 @@ def seal_pages(
     side: Side,
     head_dim: int,
     pages: np.ndarray,
+    queries: QueryPower | None = None,
 ) -> None:
     """Pack full tails uint8 [kv_heads, bytes] into `pages` uint8 [kv_heads, bytes].
 
     For types that `has_verb` knows; equal to `engine.kv.cache.encode_tail`.
     """
-    arguments = parameters(kind, head_dim, side)
-    nbytes = scratch_nbytes(kind.page_tokens, head_dim, arguments[-1])
+    arguments, item, size = parameters(kind, head_dim, side), _SEAL_ITEM, scratch_nbytes
+    if isinstance(kind.format, WaterFilledFormat):
+        item, size = kv_seal_waterfill.SEAL_ITEM, kv_seal_waterfill.scratch_nbytes
+        rows = None if queries is None else queries.rows
+        program.hold(rows)
+        arguments += (0, 0) if rows is None else (rows.ctypes.data, rows.strides[0])
+    nbytes = size(kind.page_tokens, head_dim, arguments[7])
     scratch = pool.take((threads, nbytes), np.uint8)
     program.add(
-        _SEAL_ITEM, len(tail),
+        item, len(tail),
         tail.ctypes.data, tail.strides[0], pages.ctypes.data, pages.strides[0],
         scratch.ctypes.data, scratch.strides[0], *arguments,
     )  # fmt: skip

@@ -33,6 +33,7 @@ _LLVM: dict[str, Any] = {
     "i64": ir.IntType(64),
     "f16": ir.HalfType(),
     "f32": ir.FloatType(),
+    "f64": ir.DoubleType(),
 }
 _SCALAR: dict[str, Any] = {
     "i8": types.int8,
@@ -44,6 +45,7 @@ _SCALAR: dict[str, Any] = {
     "i64": types.int64,
     "f16": types.float32,  # Numba has no half scalar on CPU: loads widen, stores narrow
     "f32": types.float32,
+    "f64": types.float64,
 }
 
 
@@ -77,6 +79,7 @@ u8x16, i8x16 = Vector("u8", 16), Vector("i8", 16)
 u8x8, f32x8 = Vector("u8", 8), Vector("f32", 8)
 u16x16, f16x16 = Vector("u16", 16), Vector("f16", 16)
 i32x16, u32x16, f32x16 = Vector("i32", 16), Vector("u32", 16), Vector("f32", 16)
+f64x16 = Vector("f64", 16)
 u8x32, u8x64, i8x64 = Vector("u8", 32), Vector("u8", 64), Vector("i8", 64)
 
 _I32 = ir.IntType(32)
@@ -132,7 +135,7 @@ def _scalar_load(element: str) -> Any:
 
 load_u8, load_i8, load_u16 = _scalar_load("u8"), _scalar_load("i8"), _scalar_load("u16")
 load_u32, load_i32, load_i64 = _scalar_load("u32"), _scalar_load("i32"), _scalar_load("i64")
-load_f16, load_f32 = _scalar_load("f16"), _scalar_load("f32")
+load_f16, load_f32, load_f64 = _scalar_load("f16"), _scalar_load("f32"), _scalar_load("f64")
 
 
 def _scalar_store(element: str) -> Any:
@@ -150,7 +153,7 @@ def _scalar_store(element: str) -> Any:
 
 store_u8, store_u16, store_u32 = _scalar_store("u8"), _scalar_store("u16"), _scalar_store("u32")
 store_i32, store_i64 = _scalar_store("i32"), _scalar_store("i64")
-store_f16, store_f32 = _scalar_store("f16"), _scalar_store("f32")
+store_f16, store_f32, store_f64 = _scalar_store("f16"), _scalar_store("f32"), _scalar_store("f64")
 
 
 @intrinsic

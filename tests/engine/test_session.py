@@ -25,7 +25,7 @@ from engine.reference import ReferenceOps, dequantize
 from engine.session import Session
 
 ORACLES = Path(__file__).parents[1] / "fixtures" / "oracle"
-TYPES = [*KV_FORMATS, "int3nsep:32"]
+TYPES = [*KV_FORMATS, "int3nsep:32", "int3wfq:32"]
 # Of the largest logit.  Chunks of different sizes add products in different orders, which moves
 # keys and values by a millionth; where one crosses a rounding edge its stored form moves by a whole
 # step.  Over 300 runs that came to 1e-6 without such a step, to 1e-4 with a bf16 or 8-bit one and
@@ -265,7 +265,7 @@ INTERRUPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["f32", "q4_0", "int3nsep:32"])
+@pytest.mark.parametrize("kind", ["f32", "q4_0", "int3nsep:32", "int3wfq:32"])
 @pytest.mark.parametrize(("op", "call"), INTERRUPTIONS)
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_an_interrupted_extend_leaves_a_session_that_goes_on(

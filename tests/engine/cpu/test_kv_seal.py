@@ -1,4 +1,4 @@
-"""The CPU packs per-channel pages byte for byte as the format's own NumPy, and nothing else."""
+"""The CPU packs pages byte for byte as the format's own NumPy, and nothing else."""
 
 from __future__ import annotations
 
@@ -17,11 +17,16 @@ from engine.kv.format import Side, TokenFormat
 from engine.kv.formats import ALL_KV_FORMATS, kv_format
 from engine.kv.formats.channels import CHANNELS, ChannelFormat
 from engine.kv.formats.floats import BF16, F32
+from engine.kv.formats.waterfill import WATER_FILLED, WaterFilledFormat
+from engine.kv.queries import QueryPower
 
 TEAM, POOL = Team(2), Pool()
 SIDES: tuple[Side, Side] = ("k", "v")
+Sealed = ChannelFormat | WaterFilledFormat
+SERVED = (*CHANNELS, *WATER_FILLED)
 TAILS = [f for f in ALL_KV_FORMATS.values() if isinstance(f, TokenFormat)]
-every_member = pytest.mark.parametrize("kind", CHANNELS, ids=[f.name for f in CHANNELS])
+every_member = pytest.mark.parametrize("kind", SERVED, ids=[f.name for f in SERVED])
+every_channel_type = pytest.mark.parametrize("kind", CHANNELS, ids=[f.name for f in CHANNELS])
 
 
 def awkward(tokens: int, dim: int) -> np.ndarray:
@@ -33,31 +38,41 @@ def awkward(tokens: int, dim: int) -> np.ndarray:
     return np.stack([*pages(tokens, dim).values(), wild, subnormal]).astype(np.float32)
 
 
-def assert_same_bytes(x: np.ndarray, stored: ChannelFormat, tail: TokenFormat) -> None:
+def powers(pages: int, tokens: int, dim: int) -> QueryPower:
+    """Of queries that differ widely between channels; the first head has none."""
+    found, rng = QueryPower(tokens, pages, dim), np.random.default_rng(dim)
+    scale = 10.0 ** rng.uniform(-6, 6, (pages, dim))
+    scale[0] = 0
+    found.write(0, (rng.standard_normal((tokens, pages, dim)) * scale).astype(np.float32))
+    return found
+
+
+def assert_same_bytes(x: np.ndarray, stored: Sealed, tail: TokenFormat) -> None:
     """Pages float32 x [pages, P, dim], one per head."""
     *_, tokens, dim = x.shape
     kind = CacheType(replace(stored, page_tokens=tokens), tokens, tail)
     for side in SIDES:
+        queries = powers(len(x), tokens, dim) if kind.weighs(side) else None
         held, nbytes = tail.encode(x, side), kind.format.page_nbytes(tokens, dim)
         want = np.empty((len(x), nbytes), np.uint8)
         # a line of memory behind every page, which is to stay as it was
         guarded = np.full((len(x), nbytes + 64), 0xAB, np.uint8)
-        encode_tail(kind, held, side, dim, want)
+        encode_tail(kind, held, side, dim, want, queries)
         program = Program()
-        seal_pages(program, POOL, TEAM.threads, kind, held, side, dim, guarded)
+        seal_pages(program, POOL, TEAM.threads, kind, held, side, dim, guarded, queries)
         TEAM.run(program.table())
         np.testing.assert_array_equal(guarded[:, :nbytes], want)
         assert (guarded[:, nbytes:] == 0xAB).all()
 
 
 def test_every_per_channel_type_is_served() -> None:
-    assert all(has_verb(CacheType.of(kind)) for kind in CHANNELS)
+    assert all(has_verb(CacheType.of(kind)) for kind in SERVED)
 
 
 @pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.parametrize("tokens", [32, 128])
 @every_member
-def test_bytes_are_the_formats_own(kind: ChannelFormat, tokens: int) -> None:
+def test_bytes_are_the_formats_own(kind: Sealed, tokens: int) -> None:
     for dim in (64, 72, 80, 96, 128, 256):
         assert_same_bytes(awkward(tokens, dim), kind, BF16)
 
@@ -65,10 +80,10 @@ def test_bytes_are_the_formats_own(kind: ChannelFormat, tokens: int) -> None:
 @pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.parametrize("dim", [8, 40, 64])
 @pytest.mark.parametrize("tokens", [64, 96, 2048])
-@pytest.mark.parametrize("name", ["int3nsep", "int6pchan", "int7nsep-sym-raw"])
+@pytest.mark.parametrize("name", ["int3nsep", "int6pchan", "int7nsep-sym-raw", "int3wfq"])
 def test_bytes_are_the_formats_own_for_any_page_length(name: str, tokens: int, dim: int) -> None:
     kind = kv_format(name)
-    assert isinstance(kind, ChannelFormat)
+    assert isinstance(kind, Sealed)
     assert_same_bytes(awkward(tokens, dim), kind, BF16)
 
 
@@ -76,13 +91,13 @@ def test_bytes_are_the_formats_own_for_any_page_length(name: str, tokens: int, d
 @pytest.mark.parametrize("tail", TAILS, ids=[f.name for f in TAILS])
 def test_bytes_are_the_formats_own_behind_any_tail(tail: TokenFormat, dim: int) -> None:
     x = np.stack([page for name, page in pages(64, dim).items() if name != "huge"])
-    for name in ("int3nsep", "int4pchan"):
+    for name in ("int3nsep", "int4pchan", "int2wfq"):
         kind = kv_format(name)
-        assert isinstance(kind, ChannelFormat)
+        assert isinstance(kind, Sealed)
         assert_same_bytes(x, kind, tail)
 
 
-@every_member
+@every_channel_type
 def test_a_code_next_to_a_tie_is_the_quotients(kind: ChannelFormat) -> None:
     # the quotient is found without a division: it must be right in the last bit
     rng = np.random.default_rng(kind.bits)

@@ -11,6 +11,7 @@ from engine.cpu.simd import (
     convert,
     f16x16,
     f32x16,
+    f64x16,
     fma,
     i8x16,
     i32x16,
@@ -31,6 +32,7 @@ from engine.cpu.simd import (
     store,
     store_f16,
     store_f32,
+    store_f64,
     store_u8,
     store_u16,
     store_u32,
@@ -71,6 +73,28 @@ def test_float_operators_are_numpys() -> None:
     # LLVM may contract the last line into a fused operation only if it was told so; it was not
     want.append(x * np.float32(3) - np.float32(0.5))
     np.testing.assert_array_equal(out, np.array(want))
+
+
+@kernel
+def _double_operators(x, y, out):
+    a, b = load(f64x16, address_of(x)), load(f64x16, address_of(y))
+    to = address_of(out)
+    store(to, a + b * np.float64(0.1))
+    store(to + 128, a / b)
+    store(to + 256, maximum(rint(a), minimum(a, b)))
+    store(to + 384, convert(f64x16, convert(f32x16, a)))
+    store_f64(to + 512, reduce_add(a))
+
+
+def test_double_operators_are_numpys() -> None:
+    x, y = X.astype(np.float64) / 3, Y.astype(np.float64) / 7
+    out, total = np.zeros((5, 16)), x
+    _double_operators(x, y, out)
+    want = [x + y * 0.1, x / y, np.maximum(np.rint(x), np.minimum(x, y)), np.float32(x)]
+    np.testing.assert_array_equal(out[:4], np.array(want))
+    while len(total) > 1:
+        total = total[: len(total) // 2] + total[len(total) // 2 :]
+    assert out[4, 0] == total[0]
 
 
 @kernel
