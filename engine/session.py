@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from engine.errors import InputError
 from engine.kv.cache import CacheType
 from engine.kv.formats import kv_format
+from engine.kv.snapshot import open_snapshot, save_cache
 from engine.model.decoder import Decoder
 from engine.ops import Array
+from engine.saved import check_model, identity, saved_contents
 
 CHUNK = 512  # prompt tokens per forward pass: large enough to be a matrix product, small in memory
 
@@ -40,6 +44,43 @@ class Session:
         self.decoder, self.n_ctx = decoder, n_ctx
         self.cache = decoder.new_cache(types, n_ctx)
         self.tokens: list[int] = []
+        self.notes: dict[str, Any] = {}  # the caller's, JSON, saved with the session
+
+    @classmethod
+    def restore(
+        cls,
+        decoder: Decoder,
+        path: str | Path,
+        *,
+        n_ctx: int | None = None,
+        ctk: str | CacheType | None = None,
+        ctv: str | CacheType | None = None,
+    ) -> Session:
+        """The session that `save` wrote, as if it had never left: what is not given is as it was.
+
+        Types that are not the saved ones need pages of the same length; those are then packed anew.
+        Raises InputError with one line if the file is damaged or of another version, or if the
+        model, the context or the types do not fit.
+        """
+        with open_snapshot(path) as saved:
+            check_model(saved, decoder)
+            session = cls(
+                decoder,
+                n_ctx=saved.n_ctx if n_ctx is None else n_ctx,
+                ctk=saved.types[0] if ctk is None else ctk,
+                ctv=saved.types[1] if ctv is None else ctv,
+            )
+            session.tokens, session.notes = saved_contents(saved, decoder.spec.n_vocab)
+            saved.fill(session.cache)
+        return session
+
+    def save(self, path: str | Path) -> None:
+        """Write the session to a file for `restore`, which is replaced only by a whole new one.
+
+        Raises InputError if the file cannot be written.
+        """
+        about = {"model": identity(self.decoder), "tokens": self.tokens, "notes": self.notes}
+        save_cache(path, self.cache, about)
 
     def extend(self, tokens: Sequence[int]) -> np.ndarray:
         """Append `tokens` and return the logits float32 [n_vocab] that follow the last one."""

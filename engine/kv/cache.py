@@ -231,6 +231,16 @@ class SideCache:
             keep = -(-n // self.type.page_tokens)
         del self.pages[keep:]
 
+    def lay_out(self, evicted: int) -> None:
+        """In an empty side, make the pages of the tokens counted, the first `evicted` gone."""
+        full, rest = divmod(self.n, self.type.page_tokens)
+        nbytes = self.type.format.page_nbytes(self.type.page_tokens, self.head_dim)
+        self.pages += [None] * evicted
+        for _ in range(full - evicted):
+            self._place(_aligned((self.kv_heads, nbytes)))
+        if rest:
+            self.open_pages(0)
+
 
 class LayerCache:
     """Keys and values of one layer.  `window` is the attention span in tokens, None for all."""

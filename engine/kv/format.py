@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -16,6 +16,7 @@ PAGE = 128  # tokens per page: range metadata costs 32/128 bits per value
 class KVFormat(ABC):
     """One storage type of keys or values.
 
+    `layout` is the version of the bytes: pages saved in another one cannot be read.
     `page_tokens` is None for token formats, which quantize each token by itself and are written as
     the token arrives into pages of any length.  Page formats share statistics between the tokens of
     a page: their tokens wait in a tail until the page is full.  A `weighted` format packs keys
@@ -41,6 +42,8 @@ class KVFormat(ABC):
     @abstractmethod
     def decode(self, page: np.ndarray, head_dim: int, side: Side) -> np.ndarray:
         """The float32 [..., tokens, head_dim] that uint8 `page` [..., page_nbytes] stands for."""
+
+    layout: ClassVar[int] = 1
 
     def bits_per_value(self, tokens: int, head_dim: int) -> float:
         return 8 * self.page_nbytes(tokens, head_dim) / (tokens * head_dim)

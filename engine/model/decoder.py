@@ -22,7 +22,7 @@ class Decoder:
     """A model on one backend.  Frozen after construction: sequences live in their KVCache."""
 
     def __init__(self, spec: ModelSpec, checkpoint: Checkpoint, ops: Ops) -> None:
-        self.spec, self.ops = spec, ops
+        self.spec, self.checkpoint, self.ops = spec, checkpoint, ops
         self.weights: Weights = bind(spec, checkpoint, ops)
         self._rope_factors = {
             rope: _rope_factors(checkpoint, rope)

@@ -17,11 +17,10 @@ from engine.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_me
 
 
 class Model(Decoder):
-    """A decoder with the file it came from and, once asked for, its tokenizer."""
+    """A decoder with, once asked for, its tokenizer."""
 
     def __init__(self, checkpoint: Checkpoint, ops: Ops) -> None:
         super().__init__(spec_of(checkpoint), checkpoint, ops)
-        self.checkpoint = checkpoint
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -1,0 +1,312 @@
+"""A cache on disk: one file that says what it holds.
+
+    "minikvkv" | version u32 | size u32 | header, JSON [size] | sha256 | pages | sha256
+
+Integers are little-endian, and a digest covers everything before it.  The header has `n` tokens,
+`n_ctx`, `about` (what the caller says of the sequence) and `layers`: sizes and, per side, the type
+with the version of its bytes, the page length, the tail's type and the number of evicted pages.
+Pages follow layer by layer, keys before values: the full pages that are held, each uint8 [kv_heads,
+bytes] as in memory, then of the open page the rows in use.  The file is as long as the header says.
+
+The digests find damage; they do not prove who wrote the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from struct import Struct
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from engine.errors import InputError
+from engine.kv.cache import CacheType, KVCache, LayerCache, SideCache
+from engine.kv.format import KVFormat, TokenFormat
+from engine.kv.formats import kv_format
+
+VERSION = 1
+_MAGIC = b"minikvkv"
+_START = Struct("<8sII")
+_DIGEST_NBYTES = hashlib.sha256().digest_size
+_ALIGNMENT = 64  # bytes: pages begin at a multiple
+
+
+def save_cache(path: str | Path, cache: KVCache, about: Mapping[str, Any]) -> None:
+    """Write `cache` to `path`; `about` is JSON.
+
+    A file that is there already is replaced in one step once all is on disk, so an error or an
+    interruption leaves it as it was.  Raises InputError if the file cannot be written.
+    """
+    layers = [_layer_entry(layer) for layer in cache.layers]
+    header = {"n": cache.n, "n_ctx": cache.n_ctx, "about": about, "layers": layers}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(_START.size + len(text) + _DIGEST_NBYTES) % _ALIGNMENT)
+    with _replacing(Path(path)) as file:
+        digest = hashlib.sha256()
+
+        def write(data: bytes | memoryview) -> None:
+            digest.update(data)
+            file.write(data)
+
+        write(_START.pack(_MAGIC, VERSION, len(text)) + text)
+        write(digest.digest())
+        for side in _sides(cache):
+            for view in _views(side):
+                write(np.ascontiguousarray(view).data)
+        write(digest.digest())
+
+
+def _sides(cache: KVCache) -> Iterator[SideCache]:
+    for layer in cache.layers:
+        yield from (layer.k, layer.v)
+
+
+def _layer_entry(layer: LayerCache) -> dict[str, Any]:
+    return _sizes(layer) | {"k": _side_entry(layer.k), "v": _side_entry(layer.v)}
+
+
+def _sizes(layer: LayerCache) -> dict[str, Any]:
+    return {
+        "kv_heads": layer.k.kv_heads, "head_dim": layer.k.head_dim, "window": layer.window,
+    }  # fmt: skip
+
+
+def _side_entry(side: SideCache) -> dict[str, Any]:
+    kind = side.type
+    return {
+        "type": kind.format.name,
+        "layout": kind.format.layout,
+        "page_tokens": kind.page_tokens,
+        "tail": kind.tail and kind.tail.name,
+        "tail_layout": kind.tail and kind.tail.layout,
+        "evicted": sum(page is None for page in side.pages),
+    }
+
+
+def _stored(kind: CacheType, n: int, evicted: int) -> list[tuple[KVFormat, int]]:
+    """What a file holds of one side with `n` tokens: formats and tokens, in order."""
+    full, rest = divmod(n, kind.page_tokens)
+    pages: list[tuple[KVFormat, int]] = [(kind.format, kind.page_tokens)] * (full - evicted)
+    return pages + [(kind.open_format, rest)] * (rest > 0)
+
+
+def _views(side: SideCache) -> Iterator[np.ndarray]:
+    """The memory of all that `_stored` lists, uint8 [kv_heads, bytes in use]."""
+    full, rest = divmod(side.n, side.type.page_tokens)
+    for page in side.pages[:full]:
+        if page is not None:
+            yield page
+    if rest:
+        used = side.type.open_format.page_nbytes(rest, side.head_dim)
+        yield side.open_page(full)[:, :used]
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` once the body has written it whole."""
+    final = Path(os.path.realpath(path))  # a link stays one
+    new = None
+    try:
+        # readable by its owner alone: a conversation is private
+        with tempfile.NamedTemporaryFile(
+            prefix=f".{final.name}.", dir=final.parent, delete=False
+        ) as file:
+            new = file.name
+            yield file  # type: ignore[misc]
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, final)
+    except BaseException as error:
+        if new is not None:
+            with suppress(OSError):
+                os.unlink(new)
+        if isinstance(error, OSError):
+            raise InputError(f"{path}: not saved: {error.strerror or error}") from error
+        raise
+
+
+@dataclass(frozen=True)
+class _SavedSide:
+    """What a file says of one side."""
+
+    type: CacheType
+    evicted: int
+
+
+class Snapshot:
+    """A file that is open for reading: its header is whole, its pages are not read yet.
+
+    `types` are those of the first layer's keys and values.
+    """
+
+    def __init__(self, path: str | Path, file: BinaryIO) -> None:
+        self.path, self._file = path, file
+        self._digest = hashlib.sha256()
+        self._nbytes = os.fstat(file.fileno()).st_size
+        text = self._header()
+        try:
+            header = json.loads(text)
+            self.n, self.n_ctx = _count(header["n"]), _count(header["n_ctx"])
+            self.about: dict[str, Any] = dict(header["about"])
+            self._layers: list[dict[str, Any]] = header["layers"]
+            self._saved = [self._side(layer, name) for layer in self._layers for name in ("k", "v")]
+            self.types = (self._saved[0].type, self._saved[1].type)
+        except (LookupError, AttributeError, TypeError, ValueError) as error:
+            raise self.refused(f"its header is not one that minikv writes: {error!r}") from error
+
+    def refused(self, why: str) -> InputError:
+        return InputError(f"{self.path}: {why}")
+
+    def fill(self, cache: KVCache) -> None:
+        """Read the pages into the empty `cache`.
+
+        Where its types are not the saved ones, pages are unpacked and packed anew, one by one; this
+        needs pages of one length.  Raises InputError, and the cache is then of no use, if the file
+        is damaged or its sizes or page lengths are not the cache's.
+        """
+        if self.n > cache.n_ctx:
+            raise self.refused(
+                f"it holds {self.n} tokens, more than the context of {cache.n_ctx}; raise -c"
+            )
+        self._check_sizes(cache)
+        pairs = list(zip(_sides(cache), self._saved, strict=True))
+        for side, saved in pairs:
+            self._check_convertible(side, saved)
+        self._check_length(sum(_saved_nbytes(side, saved, self.n) for side, saved in pairs))
+        for layer in cache.layers:
+            layer.count.settle(self.n)
+        for side, saved in pairs:
+            self._fill_side(side, saved)
+        self._check_digest("pages")
+
+    def _header(self) -> bytes:
+        magic, version, nbytes = _START.unpack(self._bytes(_START.size))
+        if magic != _MAGIC:
+            raise self.refused("not a saved session of minikv")
+        if version != VERSION:
+            raise self.refused(f"saved in version {version}; this minikv reads {VERSION}")
+        text = self._bytes(nbytes)
+        self._check_digest("header")
+        return text
+
+    def _bytes(self, nbytes: int) -> bytes:
+        self._check_present(self._file.tell() + nbytes)
+        data = self._file.read(nbytes)
+        self._digest.update(data)
+        return data
+
+    def _check_present(self, nbytes: int) -> None:
+        if self._nbytes < nbytes:
+            raise self.refused(f"cut off: {self._nbytes} bytes of at least {nbytes}")
+
+    def _check_digest(self, what: str) -> None:
+        want = self._digest.digest()
+        if self._bytes(_DIGEST_NBYTES) != want:
+            raise self.refused(f"damaged: the {what} do not match their checksum")
+
+    def _check_length(self, pages_nbytes: int) -> None:
+        whole = self._file.tell() + pages_nbytes + _DIGEST_NBYTES
+        self._check_present(whole)
+        if self._nbytes != whole:
+            raise self.refused(f"damaged: {self._nbytes} bytes instead of {whole}")
+
+    def _side(self, layer: Mapping[str, Any], name: str) -> _SavedSide:
+        entry = layer[name]
+        tail = entry["tail"] and self._format(entry["tail"], entry["tail_layout"])
+        kind = CacheType(
+            self._format(entry["type"], entry["layout"]), _count(entry["page_tokens"]), tail
+        )
+        saved = _SavedSide(kind, _count(entry["evicted"]))
+        own = kind.format.page_tokens
+        if not (
+            isinstance(kind.tail or kind.format, TokenFormat)
+            and kind.page_tokens == (own or kind.page_tokens) > 0
+        ):
+            raise ValueError(entry)
+        window = layer["window"]
+        lost = saved.evicted * kind.page_tokens
+        if lost > (0 if window is None else max(0, self.n - _count(window) + 1)):
+            raise ValueError("pages are missing")
+        return saved
+
+    def _format(self, name: str, layout: int) -> Any:
+        try:
+            found = kv_format(name)
+        except InputError as error:
+            raise self.refused(str(error)) from error
+        if found.layout != layout:
+            raise self.refused(
+                f"{name} is saved in layout {layout}; this minikv reads {found.layout}"
+            )
+        return found
+
+    def _check_sizes(self, cache: KVCache) -> None:
+        if len(self._layers) != len(cache.layers):
+            raise self.refused(
+                f"it has {len(self._layers)} layers, the model has {len(cache.layers)}"
+            )
+        for saved, layer in zip(self._layers, cache.layers, strict=True):
+            for name, size in _sizes(layer).items():
+                if saved[name] != size:
+                    raise self.refused(
+                        f"layer {layer.index} has {name} {saved[name]}, the model's has {size}"
+                    )
+
+    def _check_convertible(self, side: SideCache, saved: _SavedSide) -> None:
+        have, want = saved.type, side.type
+        if have.page_tokens != want.page_tokens:
+            raise self.refused(
+                f"saved as {have.format.name} in pages of {have.page_tokens} tokens; "
+                f"{want.format.name} has pages of {want.page_tokens} and cannot take them over"
+            )
+
+    def _fill_side(self, side: SideCache, saved: _SavedSide) -> None:
+        side.lay_out(saved.evicted)
+        have = _stored(saved.type, self.n, saved.evicted)
+        want = _stored(side.type, self.n, saved.evicted)
+        for view, (old, tokens), (new, _) in zip(_views(side), have, want, strict=True):
+            nbytes = side.kv_heads * old.page_nbytes(tokens, side.head_dim)
+            data = np.frombuffer(self._bytes(nbytes), np.uint8).reshape(side.kv_heads, -1)
+            view[:] = self._converted(side, data, old, new)
+
+    def _converted(
+        self, side: SideCache, data: np.ndarray, old: KVFormat, new: KVFormat
+    ) -> np.ndarray:
+        """The tokens of `data` uint8 [kv_heads, bytes] in another format."""
+        if replace(old, name=new.name) == new:  # int3nsep:128 is int3nsep
+            return data
+        values = old.decode(data, side.head_dim, side.side)
+        if not np.abs(values).max() <= side.type.open_format.limit:
+            raise self.refused(f"saved as {old.name}, beyond the range of {new.name}")
+        return new.encode(values, side.side)
+
+
+def _saved_nbytes(side: SideCache, saved: _SavedSide, n: int) -> int:
+    stored = _stored(saved.type, n, saved.evicted)
+    return side.kv_heads * sum(f.page_nbytes(tokens, side.head_dim) for f, tokens in stored)
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(value)
+    return value
+
+
+@contextmanager
+def open_snapshot(path: str | Path) -> Iterator[Snapshot]:
+    """The saved cache at `path`.
+
+    Raises InputError with one line if it cannot be read, is damaged, or of another version.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            yield Snapshot(path, file)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
