@@ -9,17 +9,22 @@ from contextlib import contextmanager, suppress
 
 from engine import InputError, Model, Sampler, Session
 from minikv.generate import Generation
+from minikv.keeping import Keeping, Message, keep_messages, messages_of
 from minikv.run import Answering, ModelChoice, note, show, tell_end
 from minikv.templates import encode_chat
 
 _HELP = "/reset forgets the conversation, /quit or Ctrl-D leaves, Ctrl-C stops an answer"
 
 
-def chat(choice: ModelChoice, answering: Answering) -> None:
+def chat(choice: ModelChoice, answering: Answering, keeping: Keeping) -> None:
     """Answer line after line from the terminal until the user leaves."""
-    model = choice.load()
-    conversation = Conversation(model, choice.session(model), answering, choice.model)
-    note(_HELP)
+    with keeping.session(choice) as (model, session):
+        conversation = Conversation(model, session, answering, choice.model)
+        note(_HELP)
+        _talk(conversation)
+
+
+def _talk(conversation: Conversation) -> None:
     while (line := _ask()) is not None:
         if line == "/reset":
             conversation.reset()
@@ -43,12 +48,11 @@ class Conversation:
         self._completes = answering.completes(model, name)
         # one stream of choices for the whole conversation: a seed fixes all of it
         self._sampler = Sampler(answering.sampling)
-        self.reset()
+        self._messages = messages_of(session, answering.system)
 
     def reset(self) -> None:
         """Forget everything but the system message."""
-        system = self._answering.system
-        self._messages = [] if system is None else [{"role": "system", "content": system}]
+        self._remember([m for m in self._messages[:1] if m["role"] == "system"])
 
     def answer(self, line: str) -> None:
         """Show the answer to `line`; an error is told and the turn forgotten."""
@@ -62,7 +66,11 @@ class Conversation:
             return
         tell_end(generation, self._session)
         if generation.text and not self._completes:
-            self._messages = [*turn, {"role": "assistant", "content": generation.text}]
+            self._remember([*turn, {"role": "assistant", "content": generation.text}])
+
+    def _remember(self, messages: list[Message]) -> None:
+        self._messages = messages
+        keep_messages(self._session, messages)
 
     def _generation(self, line: str, turn: list[dict[str, str]]) -> Generation:
         if self._completes:

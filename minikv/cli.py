@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -109,12 +110,21 @@ Examples:
   minikv run < question.txt                   the prompt is stdin
   minikv run -m qwen2.5-coder-1.5b -ctk int3nsep -ctv int3nsep --temp 0 "..."
   minikv run -m gemma3-270m "Once upon a time"
+  minikv run --session rivers.kv "Name three rivers."
+  minikv run --session rivers.kv "Which of them is the longest?"
   minikv run --json -n 32 "Name three rivers." | jq .timings
 """
 
 
+def _given(context: typer.Context, name: str) -> str | None:
+    """An option's value, None if it is only the default."""
+    source = context.get_parameter_source(name)
+    return None if source is None or source.name == "DEFAULT" else context.params[name]
+
+
 @app.command("run", epilog=_RUN_EXAMPLES)
 def _run(
+    context: typer.Context,
     prompt: Annotated[
         str | None, typer.Argument(help="The prompt.  None, or -: stdin.", show_default=False)
     ] = None,
@@ -147,6 +157,15 @@ def _run(
     seed: Annotated[int | None, typer.Option(help="Make the answer repeatable.")] = None,
     system: Annotated[str | None, typer.Option(help="The system message.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template; complete text.")] = False,
+    session: Annotated[
+        Path | None,
+        typer.Option(
+            "--session",
+            metavar="FILE",
+            help="Go on with the conversation in FILE, and keep it there at the end; -c, -ctk and "
+            "-ctv stay as in FILE where not given.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
     backend: BackendOption = "cpu",
 ) -> None:
@@ -157,19 +176,21 @@ def _run(
     stdin is not read.
     """
     from engine import SamplerSpec
+    from minikv.keeping import Keeping
     from minikv.run import Answering, ModelChoice, run
 
     sampling = SamplerSpec(temp, top_k, top_p, min_p, repeat_penalty, seed)
     choice = ModelChoice(model, ctk, ctv, n_ctx, threads, backend)
     answering = Answering(sampling, limit, system, raw)
+    keeping = Keeping(session, *(_given(context, name) for name in ("ctk", "ctv")))
     if prompt is not None or not sys.stdin.isatty():
-        run(choice, answering, prompt, as_json)
+        run(choice, answering, prompt, as_json, keeping)
     elif as_json:
         raise InputError("--json needs a PROMPT, or one on stdin: a chat is not one answer")
     else:
         from minikv.chat import chat
 
-        chat(choice, answering)
+        chat(choice, answering, keeping)
 
 
 _INFO_EXAMPLES = """\b

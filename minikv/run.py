@@ -12,6 +12,7 @@ from engine.kv.formats import kv_format
 from engine.model.load import open_checkpoint
 from engine.tokenizer import Tokenizer
 from minikv.generate import Generation
+from minikv.keeping import Keeping, Message, keep_messages, messages_of
 from minikv.kernels import announce_compilation
 from minikv.progress import TerminalProgress
 from minikv.report import as_data, closing_line
@@ -70,29 +71,37 @@ class Answering:
         return completes
 
 
-def run(choice: ModelChoice, answering: Answering, prompt: str | None, as_json: bool) -> None:
+def run(
+    choice: ModelChoice,
+    answering: Answering,
+    prompt: str | None,
+    as_json: bool,
+    keeping: Keeping,
+) -> None:
     """Answer `prompt` on stdout; None or "-" is stdin."""
     text = _read_stdin() if prompt in (None, "-") else prompt
     if not text.strip():
         raise InputError("the prompt is empty")
-    model = choice.load()
-    session = choice.session(model)
-    completes = answering.completes(model, choice.model)
-    generation = Generation(
-        session,
-        model.tokenizer,
-        _encode(model.tokenizer, text, completes, answering.system),
-        Sampler(answering.sampling),
-        limit=answering.limit,
-        continues=completes,
-    )
-    if as_json:
-        for _ in generation:
-            pass
-        print(json.dumps({"model": choice.model} | as_data(generation, session)))
-    else:
-        show(generation)
-        tell_end(generation, session)
+    with keeping.session(choice) as (model, session):
+        completes = answering.completes(model, choice.model)
+        turn = [*messages_of(session, answering.system), {"role": "user", "content": text}]
+        generation = Generation(
+            session,
+            model.tokenizer,
+            _encode(model.tokenizer, text, completes, turn),
+            Sampler(answering.sampling),
+            limit=answering.limit,
+            continues=completes,
+        )
+        if as_json:
+            for _ in generation:
+                pass
+            print(json.dumps({"model": choice.model} | as_data(generation, session)))
+        else:
+            show(generation)
+            tell_end(generation, session)
+        if generation.text and not completes:
+            keep_messages(session, [*turn, {"role": "assistant", "content": generation.text}])
 
 
 def show(generation: Generation) -> None:
@@ -117,11 +126,10 @@ def note(line: str) -> None:
     print(f"minikv: {one_line(line)}", file=sys.stderr, flush=True)
 
 
-def _encode(tokenizer: Tokenizer, text: str, completes: bool, system: str | None) -> list[int]:
+def _encode(tokenizer: Tokenizer, text: str, completes: bool, turn: list[Message]) -> list[int]:
     if completes:
         return tokenizer.encode(text, add_special=True, parse_special=True)
-    messages = [] if system is None else [{"role": "system", "content": system}]
-    return encode_chat(tokenizer, [*messages, {"role": "user", "content": text}])
+    return encode_chat(tokenizer, turn)
 
 
 def _read_stdin() -> str:
