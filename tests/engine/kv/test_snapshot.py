@@ -26,8 +26,8 @@ from engine.session import Session
 
 ORACLES = Path(__file__).parents[2] / "fixtures" / "oracle"
 TEXT = np.random.default_rng(0).integers(0, 96, 240).tolist()
-# in the first page; its last token; mid-tail after a page, and after windows have lost pages
-LENGTHS = [5, 128, 203]
+# in the first page, to be packed or not; its last token; after windows have lost pages
+LENGTHS = [5, 100, 128, 203]
 
 
 @cache
@@ -62,7 +62,7 @@ def test_restored_is_as_if_one_had_never_left(kind: str, name: str, tmp_path: Pa
 @pytest.mark.parametrize("kind", sorted(set(ALL_KV_FORMATS) - set(KV_FORMATS)))
 def test_every_type_of_the_grid_is_kept(kind: str, tmp_path: Path) -> None:
     stayed = session(kind=kind)
-    stayed.extend(TEXT[:150])
+    stayed.extend(TEXT[:110])
     stayed.save(tmp_path / "s")
     goes_on_alike(Session.restore(model(), tmp_path / "s"), stayed)
 
