@@ -6,7 +6,8 @@ Integers are little-endian, and a digest covers everything before it.  The heade
 `n_ctx`, `about` (what the caller says of the sequence) and `layers`: sizes and, per side, the type
 with the version of its bytes, the page length, the tail's type and the number of evicted pages.
 Pages follow layer by layer, keys before values: the full pages that are held, each uint8 [kv_heads,
-bytes] as in memory, then of the open page the rows in use.  The file is as long as the header says.
+bytes] as in memory, then of the open page the rows in use and, for keys that weigh their queries,
+the rows of those, float32 [tokens, kv_heads, head_dim].  The file is as long as the header says.
 
 The digests find damage; they do not prove who wrote the file.
 """
@@ -60,6 +61,8 @@ def save_cache(path: str | Path, cache: KVCache, about: Mapping[str, Any]) -> No
         for side in _sides(cache):
             for view in _views(side):
                 write(np.ascontiguousarray(view).data)
+            if side.queries is not None:
+                write(side.queries.rows[: side.n % side.type.page_tokens].data)
         write(digest.digest())
 
 
@@ -275,6 +278,10 @@ class Snapshot:
             nbytes = side.kv_heads * old.page_nbytes(tokens, side.head_dim)
             data = np.frombuffer(self._bytes(nbytes), np.uint8).reshape(side.kv_heads, -1)
             view[:] = self._converted(side, data, old, new)
+        rows = np.frombuffer(self._bytes(_queries_nbytes(side, saved, self.n)), np.float32)
+        if side.queries is not None and rows.size:  # without them every query counts alike
+            rows = rows.reshape(-1, side.kv_heads, side.head_dim)
+            side.queries.rows[: len(rows)] = rows
 
     def _converted(
         self, side: SideCache, data: np.ndarray, old: KVFormat, new: KVFormat
@@ -290,7 +297,14 @@ class Snapshot:
 
 def _saved_nbytes(side: SideCache, saved: _SavedSide, n: int) -> int:
     stored = _stored(saved.type, n, saved.evicted)
-    return side.kv_heads * sum(f.page_nbytes(tokens, side.head_dim) for f, tokens in stored)
+    packed = side.kv_heads * sum(f.page_nbytes(tokens, side.head_dim) for f, tokens in stored)
+    return packed + _queries_nbytes(side, saved, n)
+
+
+def _queries_nbytes(side: SideCache, saved: _SavedSide, n: int) -> int:
+    if not saved.type.weighs(side.side):
+        return 0
+    return 4 * (n % saved.type.page_tokens) * side.kv_heads * side.head_dim
 
 
 def _count(value: Any) -> int:
