@@ -193,22 +193,24 @@ class Attention:
     tokens: int = 1
     window: int | None = None
     softcap: float = 0.0
+    sink: int = 0
 
     @property
     def name(self) -> str:
         shape = f"{self.heads}/{self.kv_heads}x{self.dim}"
         rest = f" window={self.window}" if self.window else ""
         rest += f" softcap={self.softcap}" if self.softcap else ""
+        rest += f" sink={self.sink}" if self.sink else ""
         return f"attend {self.k}/{self.v} {shape} n={self.cached} T={self.tokens}{rest}"
 
     def layer(self, ops: Ops) -> LayerCache:
         """A new layer with all tokens appended and every page sealed that was full before the
         queries came."""
-        types = CacheType.of(kv_format(self.k)), CacheType.of(kv_format(self.v))
-        layer = LayerCache(types, self.kv_heads, self.dim, self.cached, self.window, 0)
-        k, v = self.inputs()[1:]
+        k, v = (CacheType.of(kv_format(name), self.sink) for name in (self.k, self.v))
+        layer = LayerCache((k, v), self.kv_heads, self.dim, self.cached, self.window, 0)
+        keys, values = self.inputs()[1:]
         for part in self.cuts(layer):
-            ops.append(layer, ops.asarray(k[part]), ops.asarray(v[part]))
+            ops.append(layer, ops.asarray(keys[part]), ops.asarray(values[part]))
             if layer.n < self.cached:
                 ops.seal(layer)
         ops.finish()

@@ -136,8 +136,9 @@ class Ops(ABC):
 
 def not_finite(layer: int, side: SideCache, position: int) -> InputError:
     """The error for a key or value that cannot be stored."""
-    name = {"k": "key", "v": "value"}[side.side]
+    name, kind = {"k": "key", "v": "value"}[side.side], side.type
+    stored = kind.sink_format if position < kind.sink else kind.open_format
     return InputError(
         f"layer {layer}: the {name} of the token at position {position} is not finite as "
-        f"{side.type.open_format.name}; the model file is damaged or the type's range too small"
+        f"{stored.name}; the model file is damaged or the type's range too small"
     )

@@ -35,13 +35,14 @@ class EngineAnswerer:
     @property
     def about(self) -> dict[str, Any]:
         choice = self._choice
-        k, v = (CacheType.of(kv_format(name)) for name in (choice.ctk, choice.ctv))
+        k, v = (CacheType.of(kv_format(name), choice.sink) for name in (choice.ctk, choice.ctv))
         bits_k, bits_v = bits_per_value(self._model, (k, v))
         return {
             "model": choice.model,
             "model_sha256": files_sha256(self._model.checkpoint.paths),
             "ctk": choice.ctk,
             "ctv": choice.ctv,
+            **({"sink": choice.sink} if choice.sink else {}),  # dumps without them go on
             "bits_k": round(bits_k, 4),
             "bits_v": round(bits_v, 4),
             "backend": choice.backend,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from minikv.options import BackendOption
+from minikv.options import BackendOption, SinkOption
 from minikv.sources import DEFAULT
 
 _EXAMPLES = """\b
@@ -55,6 +55,7 @@ def _bench(
         list[str],
         typer.Option("-ctv", "--ctv", "--cache-type-v", help="Value types.  [bf16]", **_LIST),
     ] = ["bf16"],  # noqa: B006
+    sink: SinkOption = 0,
     threads: Annotated[
         list[str],
         typer.Option("-t", "--threads", help="Threads.  [one per core]", **_LIST),
@@ -85,6 +86,7 @@ def _bench(
         _names(ctk),
         _names(ctv),
         repetitions,
+        sink,
     )
     bench(model, plan, numbers("-t", threads), backend, output)
 

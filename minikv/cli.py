@@ -25,6 +25,7 @@ from minikv.options import (
     CtvOption,
     JsonOption,
     ModelOption,
+    SinkOption,
     TextOption,
     ThreadsOption,
     WindowOption,
@@ -131,6 +132,7 @@ def _run(
     model: ModelOption = DEFAULT,
     ctk: CtkOption = "bf16",
     ctv: CtvOption = "bf16",
+    sink: SinkOption = 0,
     n_ctx: Annotated[
         int | None,
         typer.Option("-c", "--ctx-size", help="Context in tokens.  [default: the model's]"),
@@ -180,7 +182,7 @@ def _run(
     from minikv.run import Answering, ModelChoice, run
 
     sampling = SamplerSpec(temp, top_k, top_p, min_p, repeat_penalty, seed)
-    choice = ModelChoice(model, ctk, ctv, n_ctx, threads, backend)
+    choice = ModelChoice(model, ctk, ctv, n_ctx, threads, backend, sink)
     answering = Answering(sampling, limit, system, raw)
     keeping = Keeping(session, *(_given(context, name) for name in ("ctk", "ctv")))
     if prompt is not None or not sys.stdin.isatty():
@@ -256,6 +258,7 @@ def _ppl(
     ] = "llama",
     ctk: CtkOption = "bf16",
     ctv: CtvOption = "bf16",
+    sink: SinkOption = 0,
     n_ctx: WindowOption = 512,
     chunks: ChunksOption = None,
     bos_per_window: BosOption = None,
@@ -268,5 +271,5 @@ def _ppl(
     from minikv.run import ModelChoice
     from tools.windows import Settings
 
-    choice = ModelChoice(model, ctk, ctv, n_ctx, threads, backend)
-    ppl(choice, file, Settings(protocol, n_ctx, chunks, ctk, ctv, bos_per_window), as_json)
+    choice = ModelChoice(model, ctk, ctv, n_ctx, threads, backend, sink)
+    ppl(choice, file, Settings(protocol, n_ctx, chunks, ctk, ctv, bos_per_window, sink), as_json)

@@ -15,6 +15,7 @@ from minikv.options import (
     CtvOption,
     JsonOption,
     ModelOption,
+    SinkOption,
     TextOption,
     ThreadsOption,
     WindowOption,
@@ -47,6 +48,7 @@ def _kld(
     ] = "llama",
     ctk: CtkOption = "bf16",
     ctv: CtvOption = "bf16",
+    sink: SinkOption = 0,
     base_ctk: BaseCtkOption = "f16",
     base_ctv: BaseCtvOption = "f16",
     n_ctx: WindowOption = 512,
@@ -68,6 +70,6 @@ def _kld(
     from minikv.run import ModelChoice
     from tools.windows import Settings
 
-    choice = ModelChoice(model, ctk, ctv, n_ctx, threads, backend)
-    settings = Settings(protocol, n_ctx, chunks, ctk, ctv, bos_per_window)
+    choice = ModelChoice(model, ctk, ctv, n_ctx, threads, backend, sink)
+    settings = Settings(protocol, n_ctx, chunks, ctk, ctv, bos_per_window, sink)
     kld(choice, file, settings, (base_ctk, base_ctv), plot, as_json)

@@ -12,6 +12,7 @@ from engine import Model
 from engine.kv.formats import kv_format
 from minikv.ppl import read_text
 from minikv.run import ModelChoice
+from minikv.text import kv_name
 from tools.kld import Divergence, Tokens
 from tools.kld_report import HEADER, Depth, Statistics, by_position, report, running_line
 from tools.plots import check_plot, plot_depths
@@ -42,7 +43,7 @@ def kld(
     seconds = time.perf_counter() - start
     statistics = Statistics(tokens)
     depths = by_position(tokens, settings.n_ctx)
-    names = f"{settings.ctk}/{settings.ctv}", "/".join(base)
+    names = kv_name(settings.ctk, settings.ctv, settings.sink), kv_name(*base)
     if plot is not None:
         points = by_position(tokens, settings.n_ctx, _PLOT_PARTS)
         plot_depths(points, f"{choice.model}: {names[0]} against {names[1]}", plot)
@@ -103,6 +104,7 @@ def _result(
         "model_sha256": files_sha256(model.checkpoint.paths),
         "ctk": settings.ctk,
         "ctv": settings.ctv,
+        "sink": settings.sink,
         "base_ctk": measurement.base[0],
         "base_ctv": measurement.base[1],
         "bits_k": bits_k,

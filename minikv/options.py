@@ -37,6 +37,12 @@ CtvOption = Annotated[
         "-ctv", "--ctv", "--cache-type-v", metavar="TYPE", help="How values are stored, likewise."
     ),
 ]
+SinkOption = Annotated[
+    int,
+    typer.Option(
+        "--kv-sink", metavar="N", help="Keep the first N tokens of a sequence exact, such as 4."
+    ),
+]
 ThreadsOption = Annotated[
     int | None, typer.Option("-t", "--threads", help="Threads.  [default: one per core]")
 ]

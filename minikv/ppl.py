@@ -11,6 +11,7 @@ from typing import Any
 
 from engine import InputError, Model
 from minikv.run import ModelChoice
+from minikv.text import kv_name
 from tools.ppl import Perplexity, Score, files_sha256
 from tools.windows import Settings
 
@@ -30,7 +31,8 @@ def ppl(choice: ModelChoice, file: Path, settings: Settings, as_json: bool) -> N
         print(json.dumps(result))
     else:
         print(
-            f"KV {settings.ctk}/{settings.ctv}: {result['bits_k']:.2f}/{result['bits_v']:.2f} "
+            f"KV {kv_name(settings.ctk, settings.ctv, settings.sink)}: "
+            f"{result['bits_k']:.2f}/{result['bits_v']:.2f} "
             f"bits per value; {score.tokens} tokens scored in {seconds:.1f} s"
         )
         print(f"Final estimate: PPL = {score.ppl:.4f} +/- {score.ppl_stderr:.5f}")
@@ -63,6 +65,7 @@ def _result(
         "model_sha256": files_sha256(model.checkpoint.paths),
         "ctk": settings.ctk,
         "ctv": settings.ctv,
+        "sink": settings.sink,
         "bits_k": bits_k,
         "bits_v": bits_v,
         "backend": choice.backend,

@@ -14,6 +14,7 @@ from minikv.options import (
     JsonOption,
     ModelOption,
     RunsByDefault,
+    SinkOption,
     ThreadsOption,
 )
 from minikv.sources import DEFAULT
@@ -41,7 +42,7 @@ RelaxOption = Annotated[
 ]
 
 
-_ENGINE_ONLY = ("ctk", "ctv", "n_ctx", "threads", "backend")
+_ENGINE_ONLY = ("ctk", "ctv", "sink", "n_ctx", "threads", "backend")
 
 
 @app.command("run", epilog=_EXAMPLES)
@@ -59,6 +60,7 @@ def _run(
     model: ModelOption = DEFAULT,
     ctk: CtkOption = "bf16",
     ctv: CtvOption = "bf16",
+    sink: SinkOption = 0,
     n_ctx: Annotated[
         int | None,
         typer.Option("-c", "--ctx-size", help="Context in tokens.  [default: the model's]"),
@@ -115,7 +117,7 @@ def _run(
     given = {"functions": functions, "value_len": value_len, "confusable": confusable}
     knobs = {name: value for name, value in given.items() if value is not None}
     asking = Asking(corpus, knobs, k, seed, limit, prefill_no_think, relax_indent)
-    choice = ModelChoice(model, ctk, ctv, n_ctx, threads, backend)
+    choice = ModelChoice(model, ctk, ctv, n_ctx, threads, backend, sink)
     if base_url is None:
         if api_key is not None:
             raise typer.BadParameter(f"{SECRET}: there is no server; give --base-url too")
@@ -131,7 +133,7 @@ def _refuse_engine_options(context: typer.Context) -> None:
     for name in _ENGINE_ONLY:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
-            option = "-c" if name == "n_ctx" else f"--{name}"
+            option = {"n_ctx": "-c", "sink": "--kv-sink"}.get(name, f"--{name}")
             raise typer.BadParameter(f"{option}: the server of --base-url decides that itself")
 
 

@@ -8,19 +8,19 @@ from engine import Session
 from engine.kv.format import PAGE
 from engine.kv.formats import F16
 from minikv.generate import Generation
-from minikv.text import size
+from minikv.text import kv_name, size
 
 
 def closing_line(generation: Generation, session: Session) -> str:
     """Tokens and speed of prompt and answer, and the cache's size against f16."""
     g = generation
     cached = f" (+{g.cached_tokens} cached)" if g.cached_tokens else ""
-    k, v = cache_types(session)
+    name = kv_name(*cache_types(session), sinks(session))
     return " | ".join(
         (
             f"prompt {g.prompt_tokens} tokens{cached}{_speed(g.prompt_tokens, g.prompt_seconds)}",
             f"decode {len(g.tokens)} tokens{_speed(g.decode_steps, g.decode_seconds)}",
-            f"KV {k}/{v}, {size(session.cache.nbytes)}, {_ratio(session):.2f}x of f16",
+            f"KV {name}, {size(session.cache.nbytes)}, {_ratio(session):.2f}x of f16",
         )
     )
 
@@ -45,6 +45,7 @@ def as_data(generation: Generation, session: Session) -> dict[str, Any]:
         "kv": {
             "ctk": k,
             "ctv": v,
+            "sink": sinks(session),
             "n_ctx": session.n_ctx,
             "tokens": len(session.tokens),
             "bytes": session.cache.nbytes,
@@ -57,6 +58,11 @@ def cache_types(session: Session) -> tuple[str, str]:
     """The names of the key and value types."""
     layer = session.cache.layers[0]
     return layer.k.type.format.name, layer.v.type.format.name
+
+
+def sinks(session: Session) -> int:
+    """How many first tokens stay exact."""
+    return session.cache.layers[0].k.type.sink
 
 
 def f16_nbytes(session: Session) -> int:

@@ -15,6 +15,7 @@ from minikv.options import (
     JsonOption,
     ModelOption,
     RunsByDefault,
+    SinkOption,
     ThreadsOption,
 )
 from minikv.sources import DEFAULT
@@ -40,6 +41,7 @@ def _run(
     model: ModelOption = DEFAULT,
     ctk: CtkOption = "bf16",
     ctv: CtvOption = "bf16",
+    sink: SinkOption = 0,
     base_ctk: BaseCtkOption = "bf16",
     base_ctv: BaseCtvOption = "bf16",
     n_ctx: Annotated[
@@ -81,7 +83,7 @@ def _run(
     from minikv.ruler_run import Asking, run
     from minikv.run import ModelChoice
 
-    choice = ModelChoice(model, ctk, ctv, n_ctx, threads, backend)
+    choice = ModelChoice(model, ctk, ctv, n_ctx, threads, backend, sink)
     names = [name for name in tasks.split(",") if name]
     asking = Asking(names, samples, seed, limit, prefill_no_think)
     run(choice, (base_ctk, base_ctv), asking, dump, as_json)

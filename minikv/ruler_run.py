@@ -38,12 +38,15 @@ class Asking:
     def answerers(self, choice: ModelChoice, base: tuple[str, str]) -> list[EngineAnswerer]:
         """The base and, if it is another one, the cache of `choice`, over one model."""
         model = choice.load()
-        types = dict.fromkeys([base, (choice.ctk, choice.ctv)])
+        types = dict.fromkeys([(*base, 0), (choice.ctk, choice.ctv, choice.sink)])
         return [
             EngineAnswerer(
-                replace(choice, ctk=ctk, ctv=ctv), self.limit, self.prefill_no_think, model
+                replace(choice, ctk=ctk, ctv=ctv, sink=sink),
+                self.limit,
+                self.prefill_no_think,
+                model,
             )
-            for ctk, ctv in types
+            for ctk, ctv, sink in types
         ]
 
 

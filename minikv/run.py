@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from engine import InputError, Model, Sampler, SamplerSpec, Session
 from engine.backends import new_ops
+from engine.kv.cache import CacheType
 from engine.kv.formats import kv_format
 from engine.model.load import open_checkpoint
 from engine.tokenizer import Tokenizer
@@ -35,11 +36,12 @@ class ModelChoice:
     n_ctx: int | None
     threads: int | None
     backend: str
+    sink: int = 0
 
     def load(self) -> Model:
         """The model, downloaded first if need be; whatever can be refused before that is."""
-        kv_format(self.ctk)
-        kv_format(self.ctv)
+        for name in (self.ctk, self.ctv):
+            CacheType.of(kv_format(name), self.sink)
         ops = new_ops(self.backend, self.threads)
         path = resolve(self.model, progress=TerminalProgress())
         model = Model(open_checkpoint(path), ops)
@@ -48,7 +50,7 @@ class ModelChoice:
         return model
 
     def session(self, model: Model) -> Session:
-        return Session(model, n_ctx=self.n_ctx, ctk=self.ctk, ctv=self.ctv)
+        return Session(model, n_ctx=self.n_ctx, ctk=self.ctk, ctv=self.ctv, sink=self.sink)
 
 
 @dataclass(frozen=True)

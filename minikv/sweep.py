@@ -13,6 +13,7 @@ from minikv.options import (
     BosOption,
     ModelOption,
     RunsByDefault,
+    SinkOption,
     TextOption,
     ThreadsOption,
     WindowOption,
@@ -58,6 +59,7 @@ def _run(
     ] = "llama",
     base_ctk: BaseCtkOption = "f16",
     base_ctv: BaseCtvOption = "f16",
+    sink: SinkOption = 0,
     n_ctx: WindowOption = 512,
     chunks: Annotated[int, typer.Option(help="Most windows.")] = 2,
     bos_per_window: BosOption = None,
@@ -99,8 +101,8 @@ def _run(
     lists = (tuple(x for x in text.split(",") if x) for text in (ctk, ctv, metrics))
     keys, values, measures = lists
     grid = Grid(keys, values, (base_ctk, base_ctv), measures)
-    choice = ModelChoice(model, base_ctk, base_ctv, n_ctx, threads, backend)
-    settings = Settings(protocol, n_ctx, chunks, base_ctk, base_ctv, bos_per_window)
+    choice = ModelChoice(model, base_ctk, base_ctv, n_ctx, threads, backend, sink)
+    settings = Settings(protocol, n_ctx, chunks, base_ctk, base_ctv, bos_per_window, sink)
     bodies = RandomBodies(functions, value_len, confusable=confusable)
     plan = Plan(choice, read_text(file), settings, grid, RecallSettings(bodies, k))
     sweep(plan, file, database, seed, executor)

@@ -33,3 +33,8 @@ def one_line(text: str) -> str:
     """`text` as one line without control characters: names in files must not drive a terminal."""
     text = " ".join(text.split())
     return "".join(char if char.isprintable() else "\ufffd" for char in text)
+
+
+def kv_name(ctk: str, ctv: str, sink: int = 0) -> str:
+    """How a cache is called: types of keys and values, and how many first tokens stay exact."""
+    return f"{ctk}/{ctv}+sink{sink}" if sink else f"{ctk}/{ctv}"

@@ -17,6 +17,7 @@ from functools import partial
 import numpy as np
 
 from engine.errors import InputError
+from engine.kv.cache import CacheType
 from engine.kv.formats import kv_format
 from engine.model.load import Model
 from engine.session import Session
@@ -57,6 +58,7 @@ class Plan:
     ctk: tuple[str, ...] = ("bf16",)
     ctv: tuple[str, ...] = ("bf16",)
     repetitions: int = 5
+    sink: int = 0
 
     def __post_init__(self) -> None:
         if not self.tests(0):
@@ -64,7 +66,7 @@ class Plan:
         if self.repetitions < 1:
             raise InputError(f"repetitions {self.repetitions}: must be 1 or more")
         for name in (*self.ctk, *self.ctv):
-            kv_format(name)
+            CacheType.of(kv_format(name), self.sink)
 
     def tests(self, depth: int) -> list[Workload]:
         """Prompts first, then generations, then pairs; those without tokens are left out."""
@@ -121,7 +123,7 @@ def measure(model: Model, plan: Plan, tell: Tell) -> Iterator[Result]:
     """
     plan.check(model.spec.n_ctx_train)
     for ctk, ctv, tests in plan.cases():
-        bench = _Bench(model, ctk, ctv, tests)
+        bench = _Bench(model, ctk, ctv, plan.sink, tests)
         for test in tests:
             started = time.time()
             name = f"{ctk}/{ctv} {test.name}"
@@ -132,9 +134,11 @@ def measure(model: Model, plan: Plan, tell: Tell) -> Iterator[Result]:
 class _Bench:
     """A session for the tests of one depth; the tokens of that depth stay cached between them."""
 
-    def __init__(self, model: Model, ctk: str, ctv: str, tests: Sequence[Workload]) -> None:
+    def __init__(
+        self, model: Model, ctk: str, ctv: str, sink: int, tests: Sequence[Workload]
+    ) -> None:
         depth, longest = tests[0].n_depth, max(test.tokens for test in tests)
-        self.session = Session(model, n_ctx=depth + longest, ctk=ctk, ctv=ctv)
+        self.session = Session(model, n_ctx=depth + longest, ctk=ctk, ctv=ctv, sink=sink)
         # the same tokens in every run of every process
         ids = np.random.default_rng(42).integers(model.spec.n_vocab, size=depth + longest).tolist()
         self.prefix, self.fresh = ids[:depth], ids[depth:]

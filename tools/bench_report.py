@@ -156,6 +156,8 @@ class Markdown(Report):
             columns["type_k"] = (_width(self.plan.ctk), lambda row: row.result.ctk)
         if set(self.plan.ctv) != {F16.name}:
             columns["type_v"] = (_width(self.plan.ctv), lambda row: row.result.ctv)
+        if self.plan.sink:
+            columns["sink"] = (5, lambda row: str(self.plan.sink))
         columns["test"] = (15, lambda row: row.result.test.name)
         columns["t/s"] = (20, lambda row: "{:.2f} ± {:.2f}".format(*_speed(row)))
         return columns

@@ -69,7 +69,7 @@ class Divergence:
     ) -> None:
         self.settings, self.base = settings, base
         self.windows = Windows(model, text, settings)
-        self.types = self.windows.types(settings.ctk, settings.ctv)
+        self.types = self.windows.types(settings.ctk, settings.ctv, settings.sink)
         self._base_types = self.windows.types(*base)
 
     def __iter__(self) -> Iterator[Tokens]:

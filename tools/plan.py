@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
+from itertools import product
 
 from engine.checkpoint import Checkpoint
 from engine.errors import InputError
@@ -30,9 +31,10 @@ _FLOAT = 4  # bytes of an activation
 _ADDRESS = 8  # bytes of a page's address
 
 
-def types_of(pair: Pair) -> Types:
-    """How a session stores keys and values of the named types.  Raises InputError for others."""
-    k, v = (CacheType.of(kv_format(name)) for name in pair)
+def types_of(pair: Pair, sink: int = 0) -> Types:
+    """How a session stores keys and values of the named types, its first `sink` tokens exactly.
+    Raises InputError for others."""
+    k, v = (CacheType.of(kv_format(name), sink) for name in pair)
     return k, v
 
 
@@ -50,10 +52,8 @@ class Plan:
 
     def cache(self, types: Types, tokens: int) -> int:
         """Bytes that a session's cache holds after `tokens` tokens, tails included."""
-        # windows move on when either side has filled a page
-        moved = max(tokens // kind.page_tokens * kind.page_tokens for kind in types)
         return sum(
-            layers * _side_nbytes(side, kind, a, tokens, _freed(kind, a, moved))
+            layers * _side_nbytes(side, kind, a, tokens)
             for a, layers in self._attention.items()
             for side, kind in zip(_SIDES, types, strict=True)
         )
@@ -61,16 +61,17 @@ class Plan:
     def cache_most(self, types: Types, n_ctx: int) -> int:
         """The most that it holds on the way to `n_ctx` tokens: a sliding window frees its pages
         behind itself, so more tokens can take less."""
-        return sum(
-            layers * _side_nbytes(side, kind, a, _fullest(kind, a, n_ctx), 0)
-            for a, layers in self._attention.items()
-            for side, kind in zip(_SIDES, types, strict=True)
-        )
+        ends = {n_ctx}
+        for a, kind in product(self._attention, types):
+            if a.window is not None:
+                # pages are freed at the ends of pages: before them most is held
+                ends.update(range(kind.page_tokens - 1, n_ctx, kind.page_tokens))
+        return max(self.cache(types, n) for n in ends)
 
     def scratch(self, types: Types, n_ctx: int) -> int:
         """Bytes beside weights and cache, at most: page tables and rotation tables, exactly, and
         the pool that holds the activations of one step, estimated from above."""
-        pages = sum(-(-n_ctx // kind.page_tokens) for kind in types)
+        pages = sum(1 + -(-n_ctx // kind.page_tokens) for kind in types)
         tables = _ADDRESS * pages * len(self.spec.layers)
         positions = ROPE_POSITIONS
         while positions < n_ctx:
@@ -113,25 +114,16 @@ def cheapest(results: Results, plan: Plan, n_ctx: int, bound: float) -> Cell | N
     return min(good, key=cost, default=None)
 
 
-def _side_nbytes(side: Side, kind: CacheType, a: AttentionSpec, tokens: int, freed: int) -> int:
-    """Bytes of one layer's keys or values, as `SideCache` holds them after `tokens` tokens and
-    without its first `freed` pages."""
-    size = kind.page_tokens
+def _side_nbytes(side: Side, kind: CacheType, a: AttentionSpec, tokens: int) -> int:
+    """Bytes of one layer's keys or values, as `SideCache` holds them after `tokens` tokens."""
+    size, paged = kind.page_tokens, max(0, tokens - kind.sink)
     page = kind.format.page_nbytes(size, a.head_dim)
+    # what lies a page and more before the window is freed
+    moved = tokens // size * size
+    before = -1 if a.window is None else moved - a.window - size - kind.sink
+    freed = max(0, before) // size
+    sinks = kind.sink_format.page_nbytes(kind.sink, a.head_dim) if tokens and before < 0 else 0
     if kind.tail is None:
-        return a.kv_heads * page * (-(-tokens // size) - freed)
-    tail = kind.tail_nbytes(a.head_dim, side) if tokens else 0
-    return a.kv_heads * (page * (tokens // size - freed) + tail)
-
-
-def _freed(kind: CacheType, a: AttentionSpec, tokens: int) -> int:
-    """Pages that lie a page and more before the window of token `tokens`."""
-    size = kind.page_tokens
-    return 0 if a.window is None else max(0, tokens - a.window - size) // size
-
-
-def _fullest(kind: CacheType, a: AttentionSpec, tokens: int) -> int:
-    """The number of tokens up to `tokens` with the most bytes: all, or those before the first page
-    is freed, since from then on none is added without one being freed."""
-    size = kind.page_tokens
-    return tokens if a.window is None else min(tokens, (-(-a.window // size) + 2) * size - 1)
+        return a.kv_heads * (sinks + page * (-(-paged // size) - freed))
+    tail = kind.tail_nbytes(a.head_dim, side) if paged else 0
+    return a.kv_heads * (sinks + page * (paged // size - freed) + tail)

@@ -51,7 +51,7 @@ class Perplexity:
     def __init__(self, model: Model, text: str, settings: Settings) -> None:
         self.settings = settings
         self.windows = Windows(model, text, settings)
-        self.types = self.windows.types(settings.ctk, settings.ctv)
+        self.types = self.windows.types(settings.ctk, settings.ctv, settings.sink)
 
     @property
     def bos_per_window(self) -> bool:

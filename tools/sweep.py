@@ -118,8 +118,8 @@ class Sweep:
         self.windows = Windows(model, text, settings)
         for name in {*grid.base, *grid.ctk, *grid.ctv}:
             # refuses what the backend cannot store, and contexts beyond the model's
-            self.windows.session(self.windows.types(name, name))
-        self._reference = Reference(self.windows, self.windows.types(*grid.base))
+            self.windows.session(self.windows.types(name, name, settings.sink))
+        self._reference = Reference(self.windows, self.windows.types(*grid.base, settings.sink))
         self._side_bytes: dict[str, tuple[int, int]] = {}
 
     def identity(self) -> dict[str, Any]:
@@ -136,6 +136,7 @@ class Sweep:
             "base": list(self.grid.base),
             "metrics": sorted(self.grid.metrics),
             "backend": self.model.ops.name,
+            **({"sink": settings.sink} if settings.sink else {}),  # files without it go on
             **asked,
         }
 
@@ -163,7 +164,7 @@ class Sweep:
     def measure(self, pair: Pair) -> Cell:
         """One cell.  `seconds` is what all its measurements took."""
         start = time.perf_counter()
-        metrics, types = self.grid.metrics, self.windows.types(*pair)
+        metrics, types = self.grid.metrics, self.windows.types(*pair, self.windows.settings.sink)
         bits_k, bits_v = bits_per_value(self.model, types)
         values: dict[str, Any] = {"bits_k": bits_k, "bits_v": bits_v}
         nll, failed = np.zeros(0), None

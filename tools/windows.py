@@ -46,6 +46,7 @@ class Settings:
     ctk: str = "bf16"
     ctv: str = "bf16"
     bos_per_window: bool | None = None  # None: if the model's tokenizer adds one
+    sink: int = 0  # first tokens of a window that stay exact
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
@@ -55,6 +56,8 @@ class Settings:
             raise InputError(f"context {self.n_ctx}: must be an even number from 4 up")
         if self.chunks is not None and self.chunks < 1:
             raise InputError(f"chunks {self.chunks}: must be 1 or more")
+        if self.protocol == "pa" and self.sink:
+            raise InputError(f"{self.sink} exact first tokens: protocol pa takes none")
 
 
 class Windows:
@@ -77,9 +80,9 @@ class Windows:
         half = self.settings.n_ctx // 2
         return {"llama": half + 1, "pa": half, "decode": 1}[self.settings.protocol]
 
-    def types(self, ctk: str, ctv: str) -> Types:
+    def types(self, ctk: str, ctv: str, sink: int = 0) -> Types:
         """How this protocol stores keys and values of the named KV cache types."""
-        return self._type(ctk), self._type(ctv)
+        return self._type(ctk, sink), self._type(ctv, sink)
 
     def session(self, types: Types) -> Session:
         """An empty session for one window."""
@@ -97,8 +100,8 @@ class Windows:
         for start, logits in session.score(window, self.first - 1):
             yield ids[start + 1 : start + 1 + len(logits)], logits
 
-    def _type(self, name: str) -> CacheType:
-        kind = CacheType.of(kv_format(name))
+    def _type(self, name: str, sink: int) -> CacheType:
+        kind = CacheType.of(kv_format(name), sink)
         if self.settings.protocol != "pa":
             return kind
         # one page over the first half, every later token exact

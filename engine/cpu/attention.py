@@ -4,6 +4,9 @@ Work is cut into items of one KV head and a block of queries (or, for a single q
 tokens); each runs over spans of tokens: score the span's key pages, one step of online softmax
 (Milakov and Gimelshein 2018), mix its value pages.  The cuts depend on lengths alone, so the result
 does not depend on the number of threads.
+
+Tokens are counted from behind the sinks, whose page has index -1 and is a span of its own: its
+tokens are -sink..0, and the cuts are those of a cache without sinks.
 """
 
 from __future__ import annotations
@@ -41,19 +44,19 @@ _MASKED = np.float32(-1e30)
 
 # The argument block: shapes, addresses, then the fields of either side.  The cached tokens are
 # those at the address _START plus _PENDING when the entry runs: one recording serves every token.
+# _PENDING has the sinks taken off.
 _HEADS, _KV_HEADS, _DIM, _TOKENS, _START, _PENDING, _WINDOW, _SPAN, _BLOCK, _PARTS, _PART = range(
     1, 12
 )
 _QUERIES, _OUT, _FACTORS, _PARTIAL, _PARTIAL_NBYTES, _SCRATCH, _SCRATCH_NBYTES = range(12, 19)
-_K, _V = 19, 31
-_PAGE, _TABLE, _VERB, _NBYTES, _PARAMETER, _OPEN_VERB, _OPEN_NBYTES, _OPEN_PARAMETER = (
-    0, 1, 2, 3, 4, 7, 8, 9,
-)  # fmt: skip
+_SINK, _K, _V = 19, 20, 37
+_PAGE, _TABLE, _PACKED, _OPEN, _SINKS = 0, 1, 2, 7, 12
+_VERB, _NBYTES, _PARAMETER = 0, 1, 2  # of _PACKED, _OPEN and _SINKS
 
 
 @inlined
 def _cached(plan):
-    """Tokens in the cache, the queries' own included."""
+    """Tokens in the cache behind the sinks, the queries' own included."""
     return load_i64(field(plan, _START)) + field(plan, _PENDING)
 
 
@@ -61,14 +64,16 @@ def _cached(plan):
 def _run_verb(plan, side, index, head, a, stride, rows, out, scratch):
     """The side's verb on page `index` of KV head `head`, for as many tokens as the page holds."""
     size, cached = field(plan, side + _PAGE), _cached(plan)
-    n = min(size, cached - index * size)
-    verb, nbytes, x = side + _VERB, side + _NBYTES, side + _PARAMETER
+    n, stored = min(size, cached - index * size), side + _PACKED
+    if index < 0:
+        n, stored = min(field(plan, _SINK), cached + field(plan, _SINK)), side + _SINKS
     # the queries are in one page, and all pages before it are packed
-    if index >= (cached - 1) // size:
-        verb, nbytes, x = side + _OPEN_VERB, side + _OPEN_NBYTES, side + _OPEN_PARAMETER
-    page = load_i64(field(plan, side + _TABLE) + 8 * index) + head * field(plan, nbytes)
+    elif index >= (cached - 1) // size:
+        stored = side + _OPEN
+    nbytes, x = field(plan, stored + _NBYTES), stored + _PARAMETER
+    page = load_i64(field(plan, side + _TABLE) + 8 * index) + head * nbytes
     dim, p, r, s = field(plan, _DIM), field(plan, x), field(plan, x + 1), field(plan, x + 2)
-    call(field(plan, verb), (page, n, a, stride, rows, dim, out, scratch, p, r, s))
+    call(field(plan, stored + _VERB), (page, n, a, stride, rows, dim, out, scratch, p, r, s))
 
 
 @kernel
@@ -129,6 +134,37 @@ def _gather_queries(plan, t0, tokens, head, out):
 
 
 @kernel
+def _attend_span(plan, head, position, rows, s0, s1, span, acc, scratch):
+    """Rows whose first query is at `position` over the tokens s0..s1, scored as `span` tokens."""
+    group = field(plan, _HEADS) // field(plan, _KV_HEADS)
+    wide, window, stride = width(field(plan, _DIM)), field(plan, _WINDOW), 4 * field(plan, _SPAN)
+    softcap = load_f32(field(plan, _FACTORS) + 4)
+    scores = scratch + 4 * rows * wide
+    rest = scores + rows * stride
+    states = acc + 4 * rows * wide
+    # pages in front of every query's window are skipped: they may have been evicted
+    first = s0 if window == 0 else max(s0, position - window + 1)
+    size = field(plan, _K + _PAGE)
+    for page in range(first // size, (s1 + size - 1) // size):
+        # the sinks' page begins where they do
+        out = scores + 4 * max(page * size - s0, 0)
+        _run_verb(plan, _K, page, head, scratch, stride, rows, out, rest)
+    for i in range(rows):
+        newest = position + i // group
+        oldest = s0 if window == 0 else max(s0, newest - window + 1)
+        row, newest = scores + i * stride, min(newest + 1, s1)
+        if oldest >= newest:
+            _clear(row, span)
+            continue
+        target = acc + 4 * i * wide
+        _softmax_row(row, span, oldest - s0, newest - s0, states + 8 * i, target, wide, softcap)
+    size = field(plan, _V + _PAGE)
+    for page in range(first // size, (s1 + size - 1) // size):
+        weights = scores + 4 * max(page * size - s0, 0)
+        _run_verb(plan, _V, page, head, weights, stride, rows, acc, rest)
+
+
+@kernel
 def _attend_block(plan, head, t0, tokens, start, stop, acc, scratch):
     """Queries t0..t0+tokens of one KV head over the cached tokens start..stop.
 
@@ -136,38 +172,19 @@ def _attend_block(plan, head, t0, tokens, start, stop, acc, scratch):
     """
     group = field(plan, _HEADS) // field(plan, _KV_HEADS)
     wide, span, rows = width(field(plan, _DIM)), field(plan, _SPAN), tokens * group
-    window, position = field(plan, _WINDOW), _cached(plan) - field(plan, _TOKENS) + t0
-    softcap = load_f32(field(plan, _FACTORS) + 4)
-    queries = scratch
-    scores = queries + 4 * rows * wide
-    rest = scores + 4 * rows * span
+    position, sink = _cached(plan) - field(plan, _TOKENS) + t0, field(plan, _SINK)
     states = acc + 4 * rows * wide
-    _gather_queries(plan, t0, tokens, head, queries)
+    _gather_queries(plan, t0, tokens, head, scratch)
     _clear(acc, rows * wide)
     for i in range(rows):
         store_f32(states + 8 * i, _MASKED)
         store_f32(states + 8 * i + 4, np.float32(0))
-    for s0 in range(start // span * span, stop, span):
+    if start < 0:  # sinks are wanted
+        s1, some = min(0, stop), (sink + 31) & ~31
+        _attend_span(plan, head, position, rows, -sink, s1, some, acc, scratch)
+    for s0 in range(max(0, start) // span * span, stop, span):
         s1 = min(s0 + span, stop)
-        # pages in front of every query's window are skipped: they may have been evicted
-        first = s0 if window == 0 else max(s0, position - window + 1)
-        size = field(plan, _K + _PAGE)
-        for page in range(first // size, (s1 + size - 1) // size):
-            out = scores + 4 * (page * size - s0)
-            _run_verb(plan, _K, page, head, queries, 4 * span, rows, out, rest)
-        for i in range(rows):
-            newest = position + i // group
-            oldest = s0 if window == 0 else max(s0, newest - window + 1)
-            row, newest = scores + 4 * i * span, min(newest + 1, s1)
-            if oldest >= newest:
-                _clear(row, span)
-                continue
-            target = acc + 4 * i * wide
-            _softmax_row(row, span, oldest - s0, newest - s0, states + 8 * i, target, wide, softcap)
-        size = field(plan, _V + _PAGE)
-        for page in range(first // size, (s1 + size - 1) // size):
-            weights = scores + 4 * (page * size - s0)
-            _run_verb(plan, _V, page, head, weights, 4 * span, rows, acc, rest)
+        _attend_span(plan, head, position, rows, s0, s1, span, acc, scratch)
 
 
 def _attend_item(plan, item, slot):
@@ -180,7 +197,7 @@ def _attend_item(plan, item, slot):
     count = min(block, tokens - t0)
     # the block's last query sees no further than itself
     stop = _cached(plan) - tokens + t0 + count
-    start = part * part_tokens
+    start = part * part_tokens if part > 0 else -field(plan, _SINK)
     if field(plan, _WINDOW) != 0:
         start = max(start, stop - count - field(plan, _WINDOW) + 1)
     if part < parts - 1:
@@ -240,7 +257,7 @@ def _cut(arguments, item, slot):
     Fields: the attention's argument block, the combination's.
     """
     plan = field(arguments, 1)
-    parts = (_cached(plan) + field(plan, _PART) - 1) // field(plan, _PART)
+    parts = max(1, (_cached(plan) + field(plan, _PART) - 1) // field(plan, _PART))
     store_i64(plan, field(plan, _KV_HEADS) * parts)
     store_i64(plan + 8 * _PARTS, parts)
     store_i64(field(arguments, 2) + 8 * _PARTS, parts)
@@ -262,7 +279,7 @@ def attend(
     tokens, heads, dim = q.shape
     kv_heads = layer.k.kv_heads
     # whole pages of both sides, or at once all that fits: odd lengths have a vast multiple
-    sizes = layer.k.type.page_tokens, layer.v.type.page_tokens
+    sizes, sink = (layer.k.type.page_tokens, layer.v.type.page_tokens), layer.k.type.sink
     span = min(math.lcm(*sizes), max(-(-layer.n_ctx // size) * size for size in sizes))
     block = min(tokens, max(1, QUERY_ROWS * kv_heads // heads))
     part = -(-PART // span) * span
@@ -275,12 +292,12 @@ def attend(
     scratch = pool.take((threads, -(-needed // 64) * 64), np.uint8)
     factors = np.array([scale, softcap], np.float32)
     program.hold(factors, layer.count.position, layer.k.table, layer.v.table)
+    start, pending = layer.count.position.ctypes.data, layer.count.pending - sink
     fields = (
-        heads, kv_heads, dim, tokens, layer.count.position.ctypes.data, layer.count.pending,
-        layer.window or 0, span, block, parts, part,
+        heads, kv_heads, dim, tokens, start, pending, layer.window or 0, span, block, parts, part,
         q.ctypes.data, out.ctypes.data, factors.ctypes.data,
         partial.ctypes.data, partial.strides[0], scratch.ctypes.data, scratch.shape[1],
-        *_side_fields(layer.k), *_side_fields(layer.v),
+        sink, *_side_fields(layer.k), *_side_fields(layer.v),
     )  # fmt: skip
     plan, combination = program.block(units * parts, *fields), program.block(units, *fields)
     if tokens == 1:
@@ -292,11 +309,14 @@ def attend(
 
 def _side_fields(side: SideCache) -> tuple[int, ...]:
     kind = side.type
-    packed = page_verbs(kind.format, kind.page_tokens, side.head_dim)
-    opened = page_verbs(kind.open_format, kind.page_tokens, side.head_dim)
-    verb = "score" if side.side == "k" else "mix"
-    return (
-        kind.page_tokens, side.table.ctypes.data,
-        getattr(packed, verb), packed.head_nbytes, *packed.parameters,
-        getattr(opened, verb), opened.head_nbytes, *opened.parameters,
-    )  # fmt: skip
+    forms = [
+        (kind.format, kind.page_tokens),
+        (kind.open_format, kind.page_tokens),
+        (kind.sink_format if kind.sink else kind.open_format, kind.sink),
+    ]
+    fields = [kind.page_tokens, side.table.ctypes.data]
+    for stored, tokens in forms:
+        verbs = page_verbs(stored, tokens, side.head_dim)
+        verb = verbs.score if side.side == "k" else verbs.mix
+        fields += [verb, verbs.head_nbytes, *verbs.parameters]
+    return tuple(fields)

@@ -220,15 +220,17 @@ SHARE = 16  # tokens of an item
 def _append(arguments, item, slot):
     """Item: some tokens.  Fields: encoder, x, tokens, heads, D, page tokens, bytes of a page per
     head, of a row, page table, address of the first position, tokens behind it, channels with
-    padding, scratch of a row per thread, address of the limit, address of the first bad token."""
+    padding, scratch of a row per thread, address of the limit, address of the first bad token,
+    tokens in front of the first page."""
     heads, dim, size = field(arguments, 4), field(arguments, 5), field(arguments, 6)
     padded = field(arguments, 12)
     row = field(arguments, 13) + 4 * padded * slot
     limit, bad = load_f32(field(arguments, 14)), field(arguments, 15)
     start = load_i64(field(arguments, 10)) + field(arguments, 11)
     for t in range(item * SHARE, min(field(arguments, 3), (item + 1) * SHARE)):
-        page = load_i64(field(arguments, 9) + 8 * ((start + t) // size))
-        place = page + (start + t) % size * field(arguments, 8)
+        paged = start + t - field(arguments, 16)
+        page = load_i64(field(arguments, 9) + 8 * (paged // size))
+        place = page + paged % size * field(arguments, 8)
         for h in range(heads):
             source = field(arguments, 2) + 4 * dim * (t * heads + h)
             if not _within(source, dim, limit):
@@ -254,7 +256,11 @@ def append(
 
     Returns int64 [1], NONE_BAD or, once run, the position of a token that cannot be stored.
     """
-    stored, dim = side.type.open_format, side.head_dim
+    kind, dim = side.type, side.head_dim
+    # the tokens are all sinks or none is
+    stored, size, table, before = kind.open_format, kind.page_tokens, side.table, kind.sink
+    if side.in_sink:
+        stored, size, table, before = kind.sink_format, kind.sink, side.sink_table, 0
     tokens, heads, _ = x.shape
     padded = -(-dim // stored.block) * stored.block
     scratch = pool.take((threads, padded))
@@ -262,9 +268,9 @@ def append(
     program.hold(limit, bad, side.table, side.count.position)
     program.add(
         _APPEND, -(-tokens // SHARE),
-        ENCODERS[stored.name].address, x.ctypes.data, tokens, heads, dim, side.type.page_tokens,
-        stored.page_nbytes(side.type.page_tokens, dim), stored.row_nbytes(dim),
-        side.table.ctypes.data, side.count.position.ctypes.data, side.count.pending, padded,
-        scratch.ctypes.data, limit.ctypes.data, bad.ctypes.data,
+        ENCODERS[stored.name].address, x.ctypes.data, tokens, heads, dim, size,
+        stored.page_nbytes(size, dim), stored.row_nbytes(dim),
+        table.ctypes.data, side.count.position.ctypes.data, side.count.pending, padded,
+        scratch.ctypes.data, limit.ctypes.data, bad.ctypes.data, before,
     )  # fmt: skip
     return bad

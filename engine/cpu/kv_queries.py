@@ -50,6 +50,6 @@ def note_queries(program: Program, q: np.ndarray, layer: LayerCache) -> None:
     program.hold(rows, count.position)
     program.add(
         _NOTE, tokens,
-        q.ctypes.data, tokens, heads, side.kv_heads, dim, count.position.ctypes.data, count.pending,
-        side.type.page_tokens, rows.ctypes.data,
+        q.ctypes.data, tokens, heads, side.kv_heads, dim, count.position.ctypes.data,
+        count.pending - side.type.sink, side.type.page_tokens, rows.ctypes.data,
     )  # fmt: skip

@@ -4,63 +4,24 @@ A `LayerCache` has a key side and a value side, each with its own type and page 
 token format are written straight into their page; tokens of a page format wait in the *tail*, a
 page in a plain format, and are packed the moment the page is full.  So every token reads the packed
 form of all earlier pages and the exact form of its own, however the prompt was cut into chunks.
+
+The first tokens of a sequence, its *sinks*, may stay exact: they have a page of their own, which is
+never packed, and page i then begins at token sink + i P.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from engine.errors import InputError
-from engine.kv.format import PAGE, KVFormat, Side, TokenFormat
-from engine.kv.formats import BF16
+from engine.kv.cache_type import CacheType
+from engine.kv.format import Side
 from engine.kv.queries import QueryPower
 
 _LINE = 64  # bytes: pages start on a cache line
-
-
-@dataclass(frozen=True)
-class CacheType:
-    """How one side is stored: the packed format, the page length and the tail's format.
-
-    `tail` is None for tokens that are packed as they arrive.
-    """
-
-    format: KVFormat
-    page_tokens: int
-    tail: TokenFormat | None
-
-    @classmethod
-    def of(cls, kv_format: KVFormat) -> CacheType:
-        """The default storage: page formats get a bf16 tail, token formats none."""
-        if kv_format.page_tokens is None:
-            return cls(kv_format, PAGE, None)
-        return cls(kv_format, kv_format.page_tokens, BF16)
-
-    @property
-    def open_format(self) -> TokenFormat:
-        """The format of the page that is still being filled."""
-        if self.tail is not None:
-            return self.tail
-        assert isinstance(self.format, TokenFormat)
-        return self.format
-
-    def weighs(self, side: Side) -> bool:
-        """Whether an open page needs to know its queries."""
-        return side == "k" and self.format.weighted
-
-    def tail_nbytes(self, head_dim: int, side: Side) -> int:
-        """Bytes of the open page of a page format for one KV head, its queries' included."""
-        assert self.tail is not None
-        queries = 4 * self.page_tokens * head_dim if self.weighs(side) else 0
-        return self.tail.page_nbytes(self.page_tokens, head_dim) + queries
-
-    def bits_per_value(self, head_dim: int) -> float:
-        """Bits per value of a full page, metadata and padding included."""
-        return self.format.bits_per_value(self.page_tokens, head_dim)
 
 
 def _aligned(shape: tuple[int, int]) -> np.ndarray:
@@ -125,41 +86,66 @@ class SideCache:
         self.count = count
         # pages in the packed format, open one included if there is no tail; None once evicted
         self.pages: list[np.ndarray | None] = []
-        # addresses of the pages, the open one included; 0 for evicted pages
-        self.table = np.zeros(-(-n_ctx // kind.page_tokens), np.int64)
+        # addresses of the sinks' page and, `table`, of the pages, the open one included; 0 for
+        # evicted pages
+        self.sink_table = np.zeros(1 + -(-n_ctx // kind.page_tokens), np.int64)
+        self.table = self.sink_table[1:]
         self._tail: np.ndarray | None = None
         # what the tail's queries are worth, written by whoever attends; for weighted keys alone
         self.queries: QueryPower | None = None
+        self._sink: np.ndarray | None = None
 
     @property
     def n(self) -> int:
         return self.count.n
 
     @property
+    def paged(self) -> int:
+        """Tokens behind the sinks."""
+        return max(0, self.n - self.type.sink)
+
+    @property
+    def in_sink(self) -> bool:
+        """Whether the next token is one of the sinks."""
+        return self.n < self.type.sink
+
+    @property
     def nbytes(self) -> int:
-        """Bytes allocated, tail included."""
+        """Bytes allocated, tail and sinks included."""
         held = sum(page.nbytes for page in self.pages if page is not None)
         queries = 0 if self.queries is None else self.queries.rows.nbytes
-        return held + queries + (0 if self._tail is None else self._tail.nbytes)
+        return held + queries + sum(x.nbytes for x in (self._tail, self._sink) if x is not None)
 
     def room(self) -> int | None:
-        """Tokens that fit before the tail is full; token formats have no such end."""
+        """Tokens that fit before the sinks or the tail are full; other pages of token formats
+        have no such end."""
+        if self.in_sink:
+            return self.type.sink - self.n
         if self.type.tail is None:
             return None
-        return self.type.page_tokens - self.n % self.type.page_tokens
+        return self.type.page_tokens - self.paged % self.type.page_tokens
 
     def open_pages(self, tokens: int) -> None:
-        """Make the pages, uint8 [kv_heads, bytes] in `open_format`, that take the next tokens."""
+        """Make the pages, uint8 [kv_heads, bytes] in `open_format`, that take the next tokens.
+
+        All of them are sinks, which have a page in `sink_format`, or none is.
+        """
         kind = self.type
+        if self.in_sink:
+            if self._sink is None:
+                nbytes = kind.sink_format.page_nbytes(kind.sink, self.head_dim)
+                self._sink = _aligned((self.kv_heads, nbytes))
+                self.sink_table[0] = self._sink.ctypes.data
+            return
         nbytes = kind.open_format.page_nbytes(kind.page_tokens, self.head_dim)
         if kind.tail is not None:
             if self._tail is None:
                 self._tail = _aligned((self.kv_heads, nbytes))
                 if kind.weighs(self.side):
                     self.queries = QueryPower(kind.page_tokens, self.kv_heads, self.head_dim)
-            self.table[self.n // kind.page_tokens] = self._tail.ctypes.data
+            self.table[self.paged // kind.page_tokens] = self._tail.ctypes.data
             return
-        while len(self.pages) * kind.page_tokens < self.n + tokens:
+        while len(self.pages) * kind.page_tokens < self.paged + tokens:
             self._place(_aligned((self.kv_heads, nbytes)))
 
     def open_page(self, index: int) -> np.ndarray:
@@ -169,6 +155,12 @@ class SideCache:
         page = self.pages[index]
         assert page is not None
         return page
+
+    @property
+    def sinks(self) -> np.ndarray:
+        """The sinks' page, uint8 [kv_heads, bytes] in `sink_format`."""
+        assert self._sink is not None, "evicted sinks were read"
+        return self._sink
 
     def _place(self, page: np.ndarray) -> None:
         self.table[len(self.pages)] = page.ctypes.data
@@ -184,17 +176,24 @@ class SideCache:
         """Pack the tail if it is full.  Sealed pages never change."""
         kind = self.type
         packed = len(self.pages) * kind.page_tokens
-        if kind.tail is None or self.n - packed < kind.page_tokens:
+        if kind.tail is None or self.paged - packed < kind.page_tokens:
             return
         nbytes = kind.format.page_nbytes(kind.page_tokens, self.head_dim)
         page = _aligned((self.kv_heads, nbytes))
         pack(self, page)
         self.pages.append(page)
 
+    def page_start(self, token: int) -> int:
+        """The first token of the page that holds `token`."""
+        sink, size = self.type.sink, self.type.page_tokens
+        return 0 if token < sink else sink + (token - sink) // size * size
+
     def decode(self, start: int) -> np.ndarray:
         """Tokens start..n as float32 [kv_heads, n - start, head_dim]; `start` begins a page."""
-        size, parts = self.type.page_tokens, []
-        for index in range(start // size, -(-self.n // size)):
+        sink, size, parts = self.type.sink, self.type.page_tokens, []
+        if start < min(sink, self.n):
+            parts.append(self.type.sink_format.decode(self.sinks, self.head_dim, self.side))
+        for index in range(max(0, start - sink) // size, -(-self.paged // size)):
             if index < len(self.pages):
                 page, stored = self.pages[index], self.type.format
             else:
@@ -207,28 +206,34 @@ class SideCache:
 
     def evict(self, before: int) -> None:
         """Free the pages whose tokens all lie before token `before`."""
+        before -= self.type.sink
+        if before >= 0:
+            self._sink, self.sink_table[0] = None, 0
         for index in range(min(before // self.type.page_tokens, len(self.pages))):
             self.pages[index] = None
             self.table[index] = 0
 
     def first_held(self) -> int:
         """The first token still present."""
+        if self._sink is not None:
+            return 0
         held = (i for i, page in enumerate(self.pages) if page is not None)
-        return next(held, len(self.pages)) * self.type.page_tokens
+        return self.type.sink + next(held, len(self.pages)) * self.type.page_tokens
 
     def boundary(self, n: int) -> int:
         """The longest prefix of at most `n` tokens that can be kept: inside a sealed page the exact
         values are gone, so a page format falls back to the page's start."""
-        packed = len(self.pages) * self.type.page_tokens
-        if self.type.tail is None or n >= packed:
+        packed = self.type.sink + len(self.pages) * self.type.page_tokens
+        if self.type.tail is None or n < self.type.sink or n >= packed:
             return n
-        return n // self.type.page_tokens * self.type.page_tokens
+        return self.page_start(n)
 
     def truncate(self, n: int) -> None:
         """Forget all tokens from `n` on; `n` is a boundary."""
-        keep = n // self.type.page_tokens
+        paged = max(0, n - self.type.sink)
+        keep = paged // self.type.page_tokens
         if self.type.tail is None:
-            keep = -(-n // self.type.page_tokens)
+            keep = -(-paged // self.type.page_tokens)
         del self.pages[keep:]
 
     def lay_out(self, evicted: int) -> None:
@@ -255,6 +260,9 @@ class LayerCache:
         index: int,
         position: np.ndarray | None = None,
     ) -> None:
+        if types[0].sink != types[1].sink:
+            sinks = f"{types[0].sink} and {types[1].sink}"
+            raise InputError(f"layer {index}: keys and values need equally many sinks, not {sinks}")
         self.count = Count(np.zeros(1, np.int64) if position is None else position)
         self.k = SideCache("k", types[0], kv_heads, head_dim, n_ctx, self.count)
         self.v = SideCache("v", types[1], kv_heads, head_dim, n_ctx, self.count)
@@ -284,8 +292,9 @@ class LayerCache:
 
     def full(self) -> bool:
         """Whether the last token filled a page of either side."""
+        paged = self.k.paged
         sizes = (self.k.type.page_tokens, self.v.type.page_tokens)
-        return self.n > 0 and any(self.n % size == 0 for size in sizes)
+        return paged > 0 and any(paged % size == 0 for size in sizes)
 
     def seal(self, pack: Packer = pack_tail) -> None:
         """Pack full pages."""
@@ -312,12 +321,18 @@ class KVCache:
 
     def __init__(self, layers: list[LayerCache], n_ctx: int) -> None:
         self.layers, self.n_ctx = layers, n_ctx
+        self._sinks = [layer.k.type.sink for layer in layers if layer.k.type.sink]
         self.recorded: dict[Any, Any] = {}
 
     @property
     def n(self) -> int:
         """Tokens held."""
         return self.layers[0].n
+
+    @property
+    def open_sinks(self) -> int:
+        """Layers whose next token is a sink: its ops are other ones."""
+        return sum(self.n < sink for sink in self._sinks)
 
     def open_pages(self, tokens: int) -> None:
         """Make the pages that take the next tokens."""

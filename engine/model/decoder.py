@@ -63,11 +63,12 @@ class Decoder:
         cache.check_room(1)
         self._reach(cache.n + 1)
         cache.open_pages(1)
-        if self._rope_positions not in cache.recorded:
+        recorded = self._rope_positions, cache.open_sinks
+        if recorded not in cache.recorded:
             ids = np.zeros(1, np.int32)
             body = self.ops.recorded(lambda: self.logits(self._layers(ids, cache)))
-            cache.recorded = {self._rope_positions: (ids, body)}  # older tables are gone
-        ids, run = cache.recorded[self._rope_positions]
+            cache.recorded = {recorded: (ids, body)}  # older tables are gone
+        ids, run = cache.recorded[recorded]
         ids[0] = token
         logits = run()[0]
         self._advance(cache, 1)

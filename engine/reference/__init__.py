@@ -9,6 +9,7 @@ from gguf import quants
 from engine.checkpoint import Tensor
 from engine.errors import InputError
 from engine.kv.cache import CacheType, LayerCache, SideCache
+from engine.kv.format import TokenFormat
 from engine.ops import Ops, not_finite
 
 
@@ -81,7 +82,9 @@ class ReferenceOps(Ops):
         layer.open_pages(len(k))
         for side, x in ((layer.k, k), (layer.v, v)):
             # no comparison holds for a NaN
-            bad = np.flatnonzero(~(np.abs(x) <= side.type.open_format.limit).all(axis=(1, 2)))
+            kind = side.type
+            limit = (kind.sink_format if side.in_sink else kind.open_format).limit
+            bad = np.flatnonzero(~(np.abs(x) <= limit).all(axis=(1, 2)))
             if bad.size:
                 raise not_finite(layer.index, side, side.n + int(bad[0]))
             _write_rows(side, x)
@@ -90,7 +93,8 @@ class ReferenceOps(Ops):
     def attend(self, q: np.ndarray, layer: LayerCache, scale: float, softcap: float) -> np.ndarray:
         tokens, heads, dim = q.shape
         if layer.k.queries is not None:
-            layer.k.queries.write((layer.n - tokens) % layer.k.type.page_tokens, q)
+            kind = layer.k.type
+            layer.k.queries.write((layer.n - tokens - kind.sink) % kind.page_tokens, q)
         first = 0
         if layer.window is not None:
             first = max(layer.k.first_held(), layer.v.first_held())
@@ -127,18 +131,27 @@ ACTIVATIONS = {"silu": _silu, "gelu_tanh": _gelu_tanh}
 
 def _write_rows(side: SideCache, x: np.ndarray) -> None:
     """Encode x [T, kv_heads, D] into the open pages behind the tokens they already hold."""
-    stored, size, done = side.type.open_format, side.type.page_tokens, 0
-    row = stored.row_nbytes(side.head_dim)
+    size, done = side.type.page_tokens, 0
+    if side.in_sink:
+        _write(side, side.type.sink_format, side.sinks, side.n, x)
+        return
     while done < len(x):
-        index, start = divmod(side.n + done, size)
+        index, start = divmod(side.paged + done, size)
         part = x[done : done + size - start]
-        encoded = stored.encode(np.ascontiguousarray(part.swapaxes(0, 1)), side.side)
-        page = side.open_page(index)
-        page[:, start * row : (start + len(part)) * row] = encoded
+        _write(side, side.type.open_format, side.open_page(index), start, part)
         done += len(part)
+
+
+def _write(
+    side: SideCache, stored: TokenFormat, page: np.ndarray, start: int, x: np.ndarray
+) -> None:
+    """Encode x [T, kv_heads, D] into the rows of `page` from `start` on."""
+    row = stored.row_nbytes(side.head_dim)
+    encoded = stored.encode(np.ascontiguousarray(x.swapaxes(0, 1)), side.side)
+    page[:, start * row : (start + len(x)) * row] = encoded
 
 
 def _decode(side: SideCache, first: int) -> np.ndarray:
     """Tokens first..n; the side's own pages may begin earlier."""
-    start = first // side.type.page_tokens * side.type.page_tokens
+    start = side.page_start(first)
     return side.decode(start)[:, first - start :]

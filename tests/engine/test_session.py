@@ -169,9 +169,15 @@ class SimulatedOps(ReferenceOps):
     def seen(self, side: SideCache, position: int) -> np.ndarray:
         """float64 [kv_heads, position + 1, D], what the token at `position` reads."""
         exact = np.stack(self.exact[id(side)][: position + 1], axis=1)
-        opened, packed, size = side.type.open_format, side.type.format, side.type.page_tokens
+        kind = side.type
+        opened, packed, size = kind.open_format, kind.format, kind.page_tokens
         x = opened.decode(opened.encode(exact, side.side), side.head_dim, side.side)
-        for start in range(0, position // size * size, size):
+        if kind.sink:
+            sinks = kind.sink_format.encode(exact[:, : kind.sink], side.side)
+            sinks = kind.sink_format.decode(sinks, side.head_dim, side.side)
+            x[:, : kind.sink] = sinks
+        paged = max(0, position - kind.sink)
+        for start in range(kind.sink, kind.sink + paged // size * size, size):
             page = packed.encode(x[:, start : start + size], side.side)
             x[:, start : start + size] = packed.decode(page, side.head_dim, side.side)
         return x.astype(np.float64)
@@ -190,20 +196,26 @@ class SimulatedOps(ReferenceOps):
 
 
 @pytest.mark.parametrize(
-    ("name", "ctk", "ctv"),
+    ("name", "ctk", "ctv", "sink"),
     [
-        ("llama", "int3nsep:32", "int3nsep:32"),
-        ("llama", "int3nsep:32", "int3nsep:64"),
-        ("qwen2", "q8_0", "int3nsep:32"),
-        ("gemma3", "int3nsep:32", "q4_0"),
-        ("mistral", "f16", "bf16"),
+        ("llama", "int3nsep:32", "int3nsep:32", 0),
+        ("llama", "int3nsep:32", "int3nsep:64", 0),
+        ("llama", "int3nsep:32", "int3nsep:64", 1),
+        ("llama", "int3nsep:32", "int3nsep:32", 32),
+        ("qwen2", "q8_0", "int3nsep:32", 0),
+        ("qwen2", "int8nsep:32", "q4_0", 4),
+        ("gemma3", "int3nsep:32", "q4_0", 0),
+        ("gemma3", "q4_0", "int8nsep:32", 3),
+        ("mistral", "f16", "bf16", 7),
     ],
 )
-def test_a_token_reads_packed_pages_and_its_own_page_exactly(name: str, ctk: str, ctv: str) -> None:
-    tokens = PROMPT[:110]
-    simulated = Model(exact(name), SimulatedOps())
-    want = np.concatenate([part for _, part in Session(simulated, ctk=ctk, ctv=ctv).score(tokens)])
-    fused = session(name, ctk, ctv=ctv)
+def test_a_token_reads_packed_pages_and_its_own_page_exactly(
+    name: str, ctk: str, ctv: str, sink: int
+) -> None:
+    tokens, kinds = PROMPT[:110], {"ctk": ctk, "ctv": ctv, "sink": sink}
+    simulated = Session(Model(exact(name), SimulatedOps()), **kinds)  # type: ignore[arg-type]
+    want = np.concatenate([part for _, part in simulated.score(tokens)])
+    fused = session(name, ctk, ctv=ctv, sink=sink)
     got = [part for cut in ((0, 45), (45, 110)) for _, part in fused.score(tokens[slice(*cut)])]
     # a code that flips moves the logits of few tokens, a page in the wrong form those of all after
     assert spread(np.concatenate(got), want) < TOLERANCE

@@ -35,6 +35,11 @@ def ask(minikv: Run, model: Path, *args: object) -> Result:
     ("args", "told"),
     [
         (["-ctk", "q3", "Yo"], "q3: not a KV cache type. Choose from: f32, "),
+        (["--kv-sink", "-1", "Yo"], "-1 exact first tokens: bf16 takes 0 to 128"),
+        (
+            ["-ctv", "int3nsep:32", "--kv-sink", "33", "Yo"],
+            "33 exact first tokens: int3nsep:32 takes 0 to 32",
+        ),
         (["-ctv", "int3nsep:7", "Yo"], "int3nsep:7: a page length is a multiple of 32"),
         (["-c", "257", "Yo"], "context of 257 tokens: the model takes 1 to 256"),
         (["-c", "0", "Yo"], "context of 0 tokens: the model takes 1 to 256"),

@@ -36,6 +36,15 @@ def test_json_is_the_measurement_of_the_tool(minikv, model, text, protocol):
     assert told["seconds"] > 0
 
 
+def test_sinks_count_for_the_measured_types(minikv, model, text):
+    args = ["--protocol", "decode", "-ctv", "int3nsep:32", "--kv-sink", 4]
+    assert json.loads(minikv(*measure(model, text, *args, "--json")).out)["sink"] == 4
+    assert minikv(*measure(model, text, *args)).out.startswith("KV bf16/int3nsep:32+sink4: ")
+    settings = Settings("decode", 64, 3, "bf16", "int3nsep:32", sink=4)
+    measurement = Perplexity(load_model(model, backend="reference"), text.read_text(), settings)
+    assert [kind.sink for kind in measurement.types] == [4, 4]
+
+
 def test_the_estimate_runs_on_stderr_and_ends_on_stdout(minikv, model, text):
     result = minikv(*measure(model, text))
     assert result.err.startswith("[1]")
@@ -53,6 +62,7 @@ def test_the_estimate_runs_on_stderr_and_ends_on_stdout(minikv, model, text):
         (["-c", 7], "context 7: must be an even number from 4 up"),
         (["-c", 512], "context of 512 tokens: the model takes 1 to 256"),
         (["-ctk", "q3"], "q3: not a KV cache type"),
+        (["--protocol", "pa", "--kv-sink", 4], "4 exact first tokens: protocol pa takes none"),
         (["--bos-per-window"], "no BOS token"),
         (["-f", "absent.txt"], "absent.txt: cannot be read: No such file"),
         (["-f", "."], ".: cannot be read: Is a directory"),

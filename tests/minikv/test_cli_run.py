@@ -58,9 +58,9 @@ def test_every_spelling_of_the_cache_types_is_understood(minikv, files, flag, jo
 
 
 def test_keys_and_values_are_stored_each_in_their_own_type(minikv, files):
-    result = minikv(*tiny(files), "-ctk", "q8_0", "-ctv", "int3nsep:32", "Yo")
+    result = minikv(*tiny(files), "-ctk", "q8_0", "-ctv", "int3nsep:32", "--kv-sink", 3, "Yo")
     assert result.out == ANSWER_TEXT + "\n"
-    assert "KV q8_0/int3nsep:32, " in result.err
+    assert "KV q8_0/int3nsep:32+sink3, " in result.err
 
 
 def test_json_is_one_object_with_all_there_is_to_know(minikv, files):
@@ -73,7 +73,7 @@ def test_json_is_one_object_with_all_there_is_to_know(minikv, files):
     assert told["timings"]["prompt_tokens"] == 21
     assert told["timings"]["decode_tokens_per_second"] > 0
     kv = told["kv"]
-    assert (kv["ctk"], kv["ctv"], kv["n_ctx"]) == ("bf16", "q4_0", 256)
+    assert (kv["ctk"], kv["ctv"], kv["sink"], kv["n_ctx"]) == ("bf16", "q4_0", 0, 256)
     assert 0 < kv["bytes"] < kv["f16_bytes"]
 
 

@@ -38,9 +38,10 @@ def windowed(spec: ModelSpec, window: int) -> ModelSpec:
     return replace(spec, layers=(local, *others))
 
 
-def fill(model: Model, pair: tuple[str, str], steps: list[int]) -> list[int]:
+def fill(model: Model, pair: tuple[str, str], steps: list[int], sink: int = 0) -> list[int]:
     """The bytes of a real session's cache after each of `steps` tokens more."""
-    session, found = Session(model, n_ctx=1024, ctk=pair[0], ctv=pair[1]), []
+    session = Session(model, n_ctx=1024, ctk=pair[0], ctv=pair[1], sink=sink)
+    found = []
     for step in steps:
         model.forward(np.zeros(step, np.int32), session.cache)
         found.append(session.cache.nbytes)
@@ -51,20 +52,25 @@ def fill(model: Model, pair: tuple[str, str], steps: list[int]) -> list[int]:
 def test_planned_cache_bytes_are_those_a_session_allocates(path, checkpoint, name):
     model, plan = load_model(path, backend="reference"), Plan(checkpoint)
     steps = [1, 126, 1, 1, 130, 61]
-    for pair in ((name, "f16"), ("bf16", name)):
-        planned = [plan.cache(types_of(pair), int(n)) for n in np.cumsum(steps)]
-        assert fill(model, pair, steps) == planned
+    for pair, sink in (((name, "f16"), 0), (("bf16", name), 0), ((name, name), 3)):
+        planned = [plan.cache(types_of(pair, sink), int(n)) for n in np.cumsum(steps)]
+        assert fill(model, pair, steps, sink) == planned
     assert plan.cache(types_of((name, name)), 0) == 0
 
 
 @pytest.mark.parametrize("window", [1, 33, 64, 100])
-@pytest.mark.parametrize("name", ["q8_0", "int3nsep:32", "int2nsep:64"])
-def test_a_window_frees_what_the_plan_says_it_frees(path, checkpoint, monkeypatch, window, name):
+@pytest.mark.parametrize(
+    ("name", "sink"),
+    [("q8_0", 0), ("int3nsep:32", 0), ("int2nsep:64", 0), ("q8_0", 4), ("int3nsep:32", 32)],
+)
+def test_a_window_frees_what_the_plan_says_it_frees(
+    path, checkpoint, monkeypatch, window, name, sink
+):
     spec = windowed(spec_of(checkpoint), window)
     for place in ("engine.model.load", "tools.plan"):
         monkeypatch.setattr(f"{place}.spec_of", lambda _: spec)
     model, plan = load_model(path, backend="reference"), Plan(checkpoint)
-    held, types = fill(model, (name, name), [1] * 400), types_of((name, name))
+    held, types = fill(model, (name, name), [1] * 400, sink), types_of((name, name), sink)
     assert held == [plan.cache(types, n) for n in range(1, 401)]
     assert [plan.cache_most(types, n) for n in range(1, 401)] == list(np.maximum.accumulate(held))
 

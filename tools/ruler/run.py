@@ -10,12 +10,13 @@ from tools.ruler.puzzle import Puzzle
 from tools.ruler.record import Outcome, Record, Trial
 from tools.ruler.tasks import Fitter
 
-_OF_A_CACHE = ("ctk", "ctv", "bits_k", "bits_v")
+_OF_A_CACHE = ("ctk", "ctv", "sink", "bits_k", "bits_v")
 
 
 def cache_name(about: Mapping[str, Any]) -> str:
     """What an answerer's cache is called."""
-    return f"{about['ctk']}/{about['ctv']}"
+    sink = f"+sink{about['sink']}" if about.get("sink") else ""
+    return f"{about['ctk']}/{about['ctv']}{sink}"
 
 
 def new_record(answerers: Sequence[Answerer], seed: int, n_ctx: int, command: str) -> Record:
@@ -25,7 +26,7 @@ def new_record(answerers: Sequence[Answerer], seed: int, n_ctx: int, command: st
     """
     abouts = [answerer.about for answerer in answerers]
     shared = {name: value for name, value in abouts[0].items() if name not in _OF_A_CACHE}
-    caches = {cache_name(a): {name: a[name] for name in _OF_A_CACHE} for a in abouts}
+    caches = {cache_name(a): {name: a[name] for name in _OF_A_CACHE if name in a} for a in abouts}
     run = {"seed": seed, "n_ctx": n_ctx, "answerer": shared}
     return Record(run, cache_name(abouts[0]), command, caches)
 

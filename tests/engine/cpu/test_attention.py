@@ -27,10 +27,7 @@ def attend(
 def attend64(q: np.ndarray, layer: LayerCache, scale: float, softcap: float) -> np.ndarray:
     """Causal attention in float64, one query head at a time, over the decoded pages."""
     first = max(layer.k.first_held(), layer.v.first_held()) if layer.window else 0
-    k, v = (
-        side.decode(first // side.type.page_tokens * side.type.page_tokens).astype(np.float64)
-        for side in (layer.k, layer.v)
-    )
+    k, v = (side.decode(side.page_start(first)).astype(np.float64) for side in (layer.k, layer.v))
     held = layer.n - first
     k, v = k[:, -held:], v[:, -held:]
     group, out = q.shape[1] // k.shape[0], np.empty(q.shape)
@@ -103,6 +100,25 @@ def test_windows_over_evicted_pages(window: int) -> None:
     for name in ("bf16", "q4_0", "int3nsep:32"):
         check(Attention(name, name, cached=400, window=window))
         check(Attention(name, name, cached=407, window=window, tokens=20))
+
+
+@pytest.mark.parametrize("sink", [1, 4, 32])
+@pytest.mark.parametrize(("k", "v"), [("int3nsep:32", "int3nsep:64"), ("q4_0", "int4nsep")])
+def test_exact_sinks_in_front_of_the_pages(k: str, v: str, sink: int) -> None:
+    case = Attention(k, v, sink=sink)
+    for cached in (sink, sink + 1, sink + 32, sink + 128, sink + 129, 1100):
+        check(replace(case, cached=cached))
+    check(replace(case, cached=sink, tokens=sink))
+    check(replace(case, cached=sink + 32, tokens=32, heads=8))
+    check(replace(case, cached=207, tokens=20, softcap=5.0), sharpness=10)
+
+
+@pytest.mark.parametrize("window", [1, 16, 129, 195, 204, 206, 207, 1000])
+def test_sinks_outside_the_window_are_not_attended(window: int) -> None:
+    for name in ("f32", "q4_0", "int3nsep:32"):
+        for sink in (4, 32):
+            check(Attention(name, name, cached=207, window=window, sink=sink))
+            check(Attention(name, name, cached=227, window=window, tokens=20, sink=sink))
 
 
 @pytest.mark.parametrize("softcap", [1.0, 5.0, 50.0])

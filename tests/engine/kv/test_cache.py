@@ -18,8 +18,10 @@ NAMES = [*KV_FORMATS, "int3nsep:32"]
 HEADS, DIM = 2, 64
 
 
-def layer_of(k: str, v: str | None = None, n_ctx: int = 2048, window: int | None = None):
-    types = CacheType.of(kv_format(k)), CacheType.of(kv_format(v or k))
+def layer_of(
+    k: str, v: str | None = None, n_ctx: int = 2048, window: int | None = None, sink: int = 0
+):
+    types = CacheType.of(kv_format(k), sink), CacheType.of(kv_format(v or k), sink)
     return LayerCache(types, HEADS, DIM, n_ctx, window, 0)
 
 
@@ -59,22 +61,24 @@ def allocated(root: object) -> int:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("n", [1, 100, 128, 129, 500])
-def test_reported_bytes_are_the_bytes_allocated(name: str, n: int) -> None:
-    cache = KVCache([layer_of(name), layer_of(name, "bf16", window=64)], 2048)
+@pytest.mark.parametrize(("n", "sink"), [(1, 0), (100, 0), (128, 0), (129, 0), (2, 4), (500, 4)])
+def test_reported_bytes_are_the_bytes_allocated(name: str, n: int, sink: int) -> None:
+    layers = [layer_of(name, sink=sink), layer_of(name, "bf16", window=64, sink=sink)]
+    cache = KVCache(layers, 2048)
     for layer in cache.layers:
         append(layer, tokens(n))
     sides = [side for layer in cache.layers for side in (layer.k, layer.v)]
-    tables = sum(side.table.nbytes for side in sides)
+    tables = sum(side.sink_table.nbytes for side in sides)
     # aligning a page costs up to a cache line
-    blocks = sum(len(side.pages) + 1 for side in sides)
+    blocks = sum(len(side.pages) + 1 + bool(sink) for side in sides)
     assert cache.nbytes <= allocated(cache) - tables <= cache.nbytes + 64 * blocks
 
 
+@pytest.mark.parametrize("sink", [0, 8])
 @pytest.mark.parametrize("name", NAMES)
-def test_bytes_follow_from_the_format(name: str) -> None:
-    layer = layer_of(name)
-    append(layer, tokens(300))
+def test_bytes_follow_from_the_format(name: str, sink: int) -> None:
+    layer = layer_of(name, sink=sink)
+    append(layer, tokens(300 + sink))
     kind, queries = layer.k.type, 0
     if kind.tail is None:
         want = 3 * kind.format.page_nbytes(128, DIM)
@@ -83,7 +87,8 @@ def test_bytes_follow_from_the_format(name: str) -> None:
         want = sealed * kind.format.page_nbytes(kind.page_tokens, DIM)
         want += kind.tail.page_nbytes(kind.page_tokens, DIM)
         queries = kind.format.weighted * kind.page_tokens * DIM * 4  # float32, for keys alone
-    assert layer.nbytes == HEADS * (2 * want + queries)
+    width = 4 if name == "f32" else 2
+    assert layer.nbytes == HEADS * (2 * (want + sink * width * DIM) + queries)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -156,24 +161,48 @@ def test_sealed_pages_never_change(name: str) -> None:
         np.testing.assert_array_equal(old, new)
 
 
-@pytest.mark.parametrize("n", [0, 1, 100, 128, 200, 256, 290, 300])
+@pytest.mark.parametrize("sink", [0, 5])
+@pytest.mark.parametrize("n", [0, 1, 5, 100, 128, 200, 256, 290, 300])
 @pytest.mark.parametrize("name", NAMES)
-def test_truncating_keeps_the_longest_prefix_that_is_still_there(name: str, n: int) -> None:
-    x, cache = tokens(300), KVCache([layer_of(name), layer_of(name)], 2048)
+def test_truncating_keeps_the_longest_prefix_that_is_still_there(
+    name: str, n: int, sink: int
+) -> None:
+    x, cache = tokens(300), KVCache([layer_of(name, sink=sink) for _ in range(2)], 2048)
     for layer in cache.layers:
         append(layer, x)
     size = cache.layers[0].k.type.page_tokens
     # in a sealed page the exact values are gone: back to its start
-    exact = cache.layers[0].k.type.tail is None or n >= 300 // size * size
+    page = cache.layers[0].k.page_start
+    exact = cache.layers[0].k.type.tail is None or n < sink or n >= page(300)
     kept = cache.truncate(n)
-    assert kept == (n if exact else n // size * size)
+    assert kept == (n if exact else sink + (n - sink) // size * size)
     for layer in cache.layers:
         assert layer.n == layer.k.n == layer.v.n == kept
         append(layer, x[kept:])
-        fresh = layer_of(name)
+        fresh = layer_of(name, sink=sink)
         append(fresh, x)
         np.testing.assert_array_equal(layer.k.decode(0), fresh.k.decode(0))
         np.testing.assert_array_equal(layer.v.decode(0), fresh.v.decode(0))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sinks_stay_exact_and_outside_the_pages(name: str) -> None:
+    x, with_sinks, without = tokens(300), layer_of(name, sink=4), layer_of(name)
+    append(with_sinks, x)
+    append(without, x[4:])
+    for mine, other in ((with_sinks.k, without.k), (with_sinks.v, without.v)):
+        np.testing.assert_array_equal(mine.decode(4), other.decode(0))
+        np.testing.assert_array_equal(mine.decode(0)[:, 4:], other.decode(0))
+    exact = x[:4].swapaxes(0, 1)
+    np.testing.assert_allclose(with_sinks.k.decode(0)[:, :4], exact, rtol=2**-8)
+
+
+def test_a_window_frees_the_sinks_that_it_has_left_behind() -> None:
+    layer = layer_of("q8_0", window=40, sink=4)
+    append(layer, tokens(255))
+    assert layer.k.first_held() == 0 and layer.k.sink_table[0] == layer.k.sinks.ctypes.data
+    append(layer, tokens(1))
+    assert layer.k.first_held() == 4 and layer.k.sink_table[0] == 0
 
 
 def test_truncating_falls_back_until_every_side_agrees() -> None:
