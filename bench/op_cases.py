@@ -13,7 +13,7 @@ from gguf import quants
 from engine.checkpoint import Tensor
 from engine.kv.cache import CacheType, LayerCache
 from engine.kv.formats import KV_FORMATS, kv_format
-from engine.ops import Array, Ops
+from engine.ops import Array, KeyBias, Ops
 
 HEAD_DIMS = (16, 32, 64, 72, 80, 96, 112, 128, 256)
 GROUPS = (1, 2, 3, 4, 5, 6, 7, 8)  # query heads per KV head
@@ -156,9 +156,22 @@ def in_place(
     return OpCase(f"{name} {'x'.join(map(str, shape))}", prepare, nbytes)
 
 
+def rope_angles(positions: int, dims: int) -> np.ndarray:
+    """A rotation table float32 [positions, dims / 2, 2]."""
+    angle = np.arange(positions)[:, None] * 10000.0 ** (-2 * np.arange(dims // 2) / dims)
+    return np.stack([np.cos(angle), np.sin(angle)], axis=-1).astype(np.float32)
+
+
+def hadamard(dim: int, tokens: int = 3) -> OpCase:
+    def prepare(ops: Ops) -> Run:
+        x = ops.asarray(normal(tokens, 5, dim))
+        return lambda: ops.to_host(ops.hadamard(x))
+
+    return OpCase(f"hadamard {tokens}x5x{dim}", prepare, float_nbytes(2 * tokens * 5 * dim))
+
+
 def rope(layout: str, dim: int, dims: int, position: int, tokens: int = 3) -> OpCase:
-    angle = np.arange(64)[:, None] * 10000.0 ** (-2 * np.arange(dims // 2) / dims)
-    table = np.stack([np.cos(angle), np.sin(angle)], axis=-1).astype(np.float32)
+    table = rope_angles(64, dims)
     name = f"rope {layout} {dims} of {dim} at {position}"
     return in_place(
         name,
@@ -182,7 +195,10 @@ def glu(act: str, tokens: int, width: int) -> OpCase:
 
 @dataclass(frozen=True)
 class Attention:
-    """Attention over a layer that holds `cached` tokens, for the queries of the last `tokens`."""
+    """Attention over a layer that holds `cached` tokens, for the queries of the last `tokens`.
+
+    `turned` channels of a key bias turn with the position, none for keys without a bias.
+    """
 
     k: str = "bf16"
     v: str = "bf16"
@@ -194,6 +210,8 @@ class Attention:
     window: int | None = None
     softcap: float = 0.0
     sink: int = 0
+    turned: int | None = None
+    layout: str = "neox"
 
     @property
     def name(self) -> str:
@@ -201,6 +219,7 @@ class Attention:
         rest = f" window={self.window}" if self.window else ""
         rest += f" softcap={self.softcap}" if self.softcap else ""
         rest += f" sink={self.sink}" if self.sink else ""
+        rest += "" if self.turned is None else f" bias {self.layout} {self.turned}"
         return f"attend {self.k}/{self.v} {shape} n={self.cached} T={self.tokens}{rest}"
 
     def layer(self, ops: Ops) -> LayerCache:
@@ -231,10 +250,19 @@ class Attention:
         v = normal(self.cached, self.kv_heads, self.dim, seed=2) - 0.3
         return normal(self.tokens, self.heads, self.dim) / scale, k, v
 
+    def bias(self, ops: Ops) -> KeyBias | None:
+        """The part of a bias larger than the keys."""
+        if self.turned is None:
+            return None
+        queries = ops.asarray(normal(self.tokens, self.heads, self.dim, seed=4))
+        bias = ops.asarray(4 * normal(self.kv_heads, self.dim, seed=5))
+        table = ops.asarray(rope_angles(self.cached, self.turned))
+        return KeyBias(queries, bias, table, self.layout)
+
     def case(self) -> OpCase:
         def prepare(ops: Ops) -> Run:
-            layer, q = self.layer(ops), ops.asarray(self.inputs()[0])
-            return lambda: ops.to_host(ops.attend(q, layer, self.dim**-0.5, self.softcap))
+            layer, q, bias = self.layer(ops), ops.asarray(self.inputs()[0]), self.bias(ops)
+            return lambda: ops.to_host(ops.attend(q, layer, self.dim**-0.5, self.softcap, bias))
 
         return OpCase(self.name, prepare, self.nbytes, 1e-4)
 
@@ -266,6 +294,8 @@ def _elementwise_cases() -> Iterator[OpCase]:
         yield from (rope(layout, dim, dim, position=11) for dim in HEAD_DIMS)
         yield rope(layout, 64, 24, position=0)
         yield rope(layout, 80, 80, position=63, tokens=1)
+    yield from (hadamard(dim) for dim in (*HEAD_DIMS, 6, 20, 512))
+    yield hadamard(64, tokens=70)  # enough for several threads
     for act in ("silu", "gelu_tanh"):
         # below and above a whole vector, and enough for several threads
         yield from (glu(act, t, width) for t, width in ((1, 7), (1, 16), (3, 37), (33, 1031)))
@@ -285,6 +315,17 @@ def _attention_cases() -> Iterator[OpCase]:
     every += [Attention(dim=dim, cached=70) for dim in HEAD_DIMS]
     every += [Attention(cached=300, tokens=40), Attention(cached=300, window=33, tokens=9)]
     every += [Attention(k="int3nsep", v="q8_0", cached=300, softcap=5.0, tokens=20)]
+    for layout in ("neox", "norm"):
+        every += [
+            Attention(k="q4_0", v="q8_0", dim=dim, cached=300, turned=dim, layout=layout)
+            for dim in HEAD_DIMS
+        ]
+        every += [Attention(dim=80, cached=300, tokens=20, turned=24, layout=layout)]
+    every += [
+        Attention(k="int3nsep:32", cached=300, tokens=9, window=33, turned=64, softcap=5.0),
+        Attention(k="int3nsep:256", cached=1500, turned=64),
+        Attention(k="f32", v="f32", heads=6, cached=1100, tokens=70, turned=64),
+    ]
     yield from (one.case() for one in every)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,20 @@ from engine.kv.cache import CacheType, LayerCache, SideCache
 
 Array = Any
 Weight = Any
+
+
+@dataclass(frozen=True)
+class KeyBias:
+    """What keys that are stored without their bias lack in their scores: q . RoPE(bias, t).
+
+    `queries` [T, heads, D] after their rotation by position and no other, `bias` [kv_heads, D],
+    `table` and `layout` as `rope_` takes them.
+    """
+
+    queries: Array
+    bias: Array
+    table: Array
+    layout: str
 
 
 class Ops(ABC):
@@ -78,6 +93,10 @@ class Ops(ABC):
         """
 
     @abstractmethod
+    def hadamard(self, x: Array) -> Array:
+        """x [..., D] times the orthonormal `hadamard_matrix` of D, which is its own inverse."""
+
+    @abstractmethod
     def glu(self, gate: Array, up: Array, act: str) -> Array:
         """act(gate) * up, act "silu" or "gelu_tanh"."""
 
@@ -102,11 +121,19 @@ class Ops(ABC):
         """
 
     @abstractmethod
-    def attend(self, q: Array, layer: LayerCache, scale: float, softcap: float) -> Array:
+    def attend(
+        self,
+        q: Array,
+        layer: LayerCache,
+        scale: float,
+        softcap: float,
+        bias: KeyBias | None = None,
+    ) -> Array:
         """Causal attention of q [T, heads, D], the last T tokens of the layer, to its pages.
 
-        softmax(softcap(q k^T scale)) v within the layer's window; `softcap` 0 means none.
-        Returns [T, heads, D].  Keys of a weighted format note the queries in `layer.k.queries`.
+        softmax(softcap(q k^T scale)) v within the layer's window; `softcap` 0 means none; `bias`
+        is added to q k^T.  Returns [T, heads, D].  Keys of a weighted format note the queries in
+        `layer.k.queries`.
         """
 
     def seal(self, layer: LayerCache) -> None:

@@ -57,7 +57,7 @@ def as_data(generation: Generation, session: Session) -> dict[str, Any]:
 def cache_types(session: Session) -> tuple[str, str]:
     """The names of the key and value types."""
     layer = session.cache.layers[0]
-    return layer.k.type.format.name, layer.v.type.format.name
+    return layer.k.type.name, layer.v.type.name
 
 
 def sinks(session: Session) -> int:

@@ -40,13 +40,14 @@ class ModelChoice:
 
     def load(self) -> Model:
         """The model, downloaded first if need be; whatever can be refused before that is."""
-        for name in (self.ctk, self.ctv):
-            CacheType.of(kv_format(name), self.sink)
+        k, v = (CacheType.of(kv_format(name), self.sink) for name in (self.ctk, self.ctv))
         ops = new_ops(self.backend, self.threads)
         path = resolve(self.model, progress=TerminalProgress())
         model = Model(open_checkpoint(path), ops)
         if sys.stderr.isatty() and self.backend == "cpu":
             announce_compilation(lambda: note("compiling kernels for this CPU, once"))
+        for line in model.cautions((k, v)):
+            note(line)
         return model
 
     def session(self, model: Model) -> Session:

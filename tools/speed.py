@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
+from engine.kv.cache import CacheType
+from engine.kv.formats import kv_format
+from engine.kv.modifiers import PLAIN
 from engine.model.load import Model
 from engine.session import Session
 
@@ -33,7 +37,9 @@ def tokens_per_second(
 
 def side_bytes(model: Model, window: Sequence[int], name: str) -> tuple[int, int]:
     """Bytes allocated for the keys and for the values of `window`, both stored as `name`."""
-    session = Session(model, n_ctx=len(window), ctk=name, ctv=name)
+    # modifiers change no bytes, and some are for keys alone
+    kind = replace(CacheType.of(kv_format(name)), modifiers=PLAIN)
+    session = Session(model, n_ctx=len(window), ctk=kind, ctv=kind)
     session.extend(window)
     layers = session.cache.layers
     return sum(layer.k.nbytes for layer in layers), sum(layer.v.nbytes for layer in layers)

@@ -113,7 +113,7 @@ class Windows:
                     f"context {self.settings.n_ctx}: {name} needs a multiple of 64 for protocol pa"
                 )
             stored = replace(stored, page_tokens=half)
-        return CacheType(stored, half, F32)
+        return replace(kind, format=stored, page_tokens=half, tail=F32)
 
     def _cut(self, text: str) -> list[list[int]]:
         size = self.settings.n_ctx

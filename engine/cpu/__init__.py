@@ -14,6 +14,7 @@ from engine.checkpoint import Tensor
 from engine.config import available_cores
 from engine.cpu import elementwise
 from engine.cpu.attention import attend
+from engine.cpu.hadamard import hadamard
 from engine.cpu.kv_encode import ENCODERS, NONE_BAD, append
 from engine.cpu.kv_queries import note_queries
 from engine.cpu.kv_seal import has_verb, place, seal_pages
@@ -25,7 +26,7 @@ from engine.cpu.rows import Table, rows
 from engine.cpu.team import Program, Team
 from engine.errors import InputError
 from engine.kv.cache import CacheType, LayerCache, SideCache, pack_tail
-from engine.ops import Ops, not_finite
+from engine.ops import KeyBias, Ops, not_finite
 from engine.reference import dequantize
 
 
@@ -146,6 +147,12 @@ class CpuOps(Ops):
         scratch = self._empty(self.threads, 4 * table.shape[1])
         elementwise.rope_(self._program, x, table, position, layout == "norm", scratch)
 
+    def hadamard(self, x: np.ndarray) -> np.ndarray:
+        self._hold(x)
+        out = self._empty(*x.shape)
+        hadamard(self._program, x, out)
+        return out
+
     def glu(self, gate: np.ndarray, up: np.ndarray, act: str) -> np.ndarray:
         verb = {"silu": elementwise.SILU_PRODUCT, "gelu_tanh": elementwise.GELU_PRODUCT}[act]
         self._hold(gate, up)
@@ -185,11 +192,22 @@ class CpuOps(Ops):
             recording.checks.append((bad, layer.index, side))
         layer.count.pending += k.shape[0]
 
-    def attend(self, q: np.ndarray, layer: LayerCache, scale: float, softcap: float) -> np.ndarray:
+    def attend(
+        self,
+        q: np.ndarray,
+        layer: LayerCache,
+        scale: float,
+        softcap: float,
+        bias: KeyBias | None = None,
+    ) -> np.ndarray:
         recording = self._recording
         self._hold(q)
         note_queries(recording.program, q, layer)
-        return attend(recording.program, recording.pool, self.threads, q, layer, scale, softcap)
+        if bias is not None:
+            self._hold(bias.queries, bias.bias, bias.table)
+        return attend(
+            recording.program, recording.pool, self.threads, q, layer, scale, softcap, bias
+        )
 
     def seal(self, layer: LayerCache) -> None:
         layer.seal(self._pack)

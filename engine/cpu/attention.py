@@ -16,6 +16,7 @@ import math
 import numpy as np
 
 from engine.cpu.jit import Verb, call, field, inlined, kernel
+from engine.cpu.key_bias import add_bias, bias_fields, bias_nbytes, gather_bias
 from engine.cpu.kv_tokens import width
 from engine.cpu.kv_verbs import page_verbs, scratch_nbytes
 from engine.cpu.memory import Pool
@@ -36,6 +37,8 @@ from engine.cpu.simd import (
 from engine.cpu.team import Program
 from engine.cpu.vmath import vexp, vtanh
 from engine.kv.cache import LayerCache, SideCache
+from engine.kv.formats import F32
+from engine.ops import KeyBias
 
 # Query rows of an item: enough to pay for unpacking a page, few enough to stay in L2.
 QUERY_ROWS = 192
@@ -49,7 +52,7 @@ _HEADS, _KV_HEADS, _DIM, _TOKENS, _START, _PENDING, _WINDOW, _SPAN, _BLOCK, _PAR
     1, 12
 )
 _QUERIES, _OUT, _FACTORS, _PARTIAL, _PARTIAL_NBYTES, _SCRATCH, _SCRATCH_NBYTES = range(12, 19)
-_SINK, _K, _V = 19, 20, 37
+_SINK, _K, _V, _BIAS, _BIAS_NBYTES = 19, 20, 37, 54, 63
 _PAGE, _TABLE, _PACKED, _OPEN, _SINKS = 0, 1, 2, 7, 12
 _VERB, _NBYTES, _PARAMETER = 0, 1, 2  # of _PACKED, _OPEN and _SINKS
 
@@ -140,7 +143,8 @@ def _attend_span(plan, head, position, rows, s0, s1, span, acc, scratch):
     wide, window, stride = width(field(plan, _DIM)), field(plan, _WINDOW), 4 * field(plan, _SPAN)
     softcap = load_f32(field(plan, _FACTORS) + 4)
     scores = scratch + 4 * rows * wide
-    rest = scores + rows * stride
+    buffers = scores + rows * stride
+    rest = buffers + field(plan, _BIAS_NBYTES)
     states = acc + 4 * rows * wide
     # pages in front of every query's window are skipped: they may have been evicted
     first = s0 if window == 0 else max(s0, position - window + 1)
@@ -149,6 +153,10 @@ def _attend_span(plan, head, position, rows, s0, s1, span, acc, scratch):
         # the sinks' page begins where they do
         out = scores + 4 * max(page * size - s0, 0)
         _run_verb(plan, _K, page, head, scratch, stride, rows, out, rest)
+    if field(plan, _BIAS) != 0:
+        skipped = (first - s0) & ~15
+        sink, out = field(plan, _SINK), scores + 4 * skipped
+        add_bias(plan + 8 * _BIAS, rows, s0 + skipped, s1, sink, out, stride, buffers, rest)
     for i in range(rows):
         newest = position + i // group
         oldest = s0 if window == 0 else max(s0, newest - window + 1)
@@ -175,6 +183,11 @@ def _attend_block(plan, head, t0, tokens, start, stop, acc, scratch):
     position, sink = _cached(plan) - field(plan, _TOKENS) + t0, field(plan, _SINK)
     states = acc + 4 * rows * wide
     _gather_queries(plan, t0, tokens, head, scratch)
+    if field(plan, _BIAS) != 0:
+        scale, dim = load_f32(field(plan, _FACTORS)), field(plan, _DIM)
+        buffers = scratch + 4 * rows * (wide + span)
+        heads = field(plan, _KV_HEADS)
+        gather_bias(plan + 8 * _BIAS, t0, tokens, group, heads, head, dim, scale, buffers)
     _clear(acc, rows * wide)
     for i in range(rows):
         store_f32(states + 8 * i, _MASKED)
@@ -274,8 +287,10 @@ def attend(
     layer: LayerCache,
     scale: float,
     softcap: float,
+    bias: KeyBias | None = None,
 ) -> np.ndarray:
-    """softmax(softcap(q k^T scale)) v for q float32 [T, heads, D], the layer's last T tokens."""
+    """softmax(softcap(q k^T scale)) v for q float32 [T, heads, D], the layer's last T tokens; to
+    q k^T is added what `bias` says."""
     tokens, heads, dim = q.shape
     kv_heads = layer.k.kv_heads
     # whole pages of both sides, or at once all that fits: odd lengths have a vast multiple
@@ -288,7 +303,8 @@ def attend(
     parts = -(-layer.n_ctx // part) if tokens == 1 else 1
     out = pool.take((tokens, heads, dim))
     partial = pool.take((units * parts, rows * (wide + 2)))
-    needed = 4 * rows * (wide + span) + scratch_nbytes(rows, dim, max(sizes))
+    biased = bias_nbytes(bias, rows)
+    needed = 4 * rows * (wide + span) + biased + scratch_nbytes(rows, dim, max(sizes))
     scratch = pool.take((threads, -(-needed // 64) * 64), np.uint8)
     factors = np.array([scale, softcap], np.float32)
     program.hold(factors, layer.count.position, layer.k.table, layer.v.table)
@@ -298,6 +314,7 @@ def attend(
         q.ctypes.data, out.ctypes.data, factors.ctypes.data,
         partial.ctypes.data, partial.strides[0], scratch.ctypes.data, scratch.shape[1],
         sink, *_side_fields(layer.k), *_side_fields(layer.v),
+        *bias_fields(bias, layer.k.type.format == F32), biased,
     )  # fmt: skip
     plan, combination = program.block(units * parts, *fields), program.block(units, *fields)
     if tokens == 1:

@@ -7,7 +7,7 @@ bytes of a row, values that the decoder is to write per row.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from engine.cpu import kv_tiles
@@ -124,7 +124,7 @@ def _block_mixes(p, stride, rows, tokens, count, wide, out, ahead, nbytes):
             _mixes_1(weights, stride, tokens, count, wide, target, ahead, lines)
 
 
-@lru_cache(maxsize=4)
+@cache  # callers keep addresses
 def score_verb(joined: bool, terms: int) -> Verb:
     """score; unless `terms` is 0, many rows are multiplied by tiles with `kv_tiles`' terms."""
 
@@ -146,7 +146,7 @@ def score_verb(joined: bool, terms: int) -> Verb:
     return Verb(score)
 
 
-@lru_cache(maxsize=4)
+@cache  # callers keep addresses
 def mix_verb(joined: bool, terms: int) -> Verb:
     """mix; `terms` as in `score_verb`."""
 

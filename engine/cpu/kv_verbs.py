@@ -54,7 +54,7 @@ def supported(kind: KVFormat) -> bool:
 def page_verbs(kind: KVFormat, page_tokens: int, head_dim: int, tiles: bool = AMX) -> PageVerbs:
     """The verbs of a supported format, compiled on first use; `tiles`: on tile registers."""
     if isinstance(kind, TokenFormat):
-        terms = (2 if kind is BF16 else 3) if tiles and kind is not F32 else 0
+        terms = (2 if kind == BF16 else 3) if tiles and kind != F32 else 0
         joined = isinstance(kind, BlockFormat) and kind.channels(head_dim) % 32 == 0
         score, mix = kv_tokens.score_verb(joined, terms), kv_tokens.mix_verb(joined, terms)
         decoder = DECODERS[kind.name].address

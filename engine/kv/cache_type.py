@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.errors import InputError
 from engine.kv.format import PAGE, KVFormat, Side, TokenFormat
 from engine.kv.formats import BF16
 from engine.kv.formats.floats import BFloat16, Float
+from engine.kv.modifiers import PLAIN, Modifiers
 
 
 @dataclass(frozen=True)
 class CacheType:
-    """How one side is stored: the packed format, the page length and the tail's format.
+    """How one side is stored: the packed format, the page length, the tail's format, and what is
+    done to keys or values before.
 
     `tail` is None for tokens that are packed as they arrive.  The first `sink` tokens stay exact.
     Raises InputError for more sinks than a page has tokens.
@@ -22,6 +24,7 @@ class CacheType:
     page_tokens: int
     tail: TokenFormat | None
     sink: int = 0
+    modifiers: Modifiers = PLAIN
 
     def __post_init__(self) -> None:
         if not 0 <= self.sink <= self.page_tokens:
@@ -32,9 +35,15 @@ class CacheType:
     @classmethod
     def of(cls, kv_format: KVFormat, sink: int = 0) -> CacheType:
         """The default storage: page formats get a bf16 tail, token formats none."""
-        if kv_format.page_tokens is None:
-            return cls(kv_format, PAGE, None, sink)
-        return cls(kv_format, kv_format.page_tokens, BF16, sink)
+        modifiers, plain = kv_format.modifiers, replace(kv_format, modifiers=PLAIN)
+        if plain.page_tokens is None:
+            return cls(plain, PAGE, None, sink, modifiers)
+        return cls(plain, plain.page_tokens, BF16, sink, modifiers)
+
+    @property
+    def name(self) -> str:
+        """The format's name with its modifiers."""
+        return self.format.name + self.modifiers.suffix
 
     @property
     def open_format(self) -> TokenFormat:

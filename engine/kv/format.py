@@ -8,6 +8,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from engine.kv.modifiers import PLAIN, Modifiers
+
 Side = Literal["k", "v"]
 PAGE = 128  # tokens per page: range metadata costs 32/128 bits per value
 
@@ -20,12 +22,14 @@ class KVFormat(ABC):
     `page_tokens` is None for token formats, which quantize each token by itself and are written as
     the token arrives into pages of any length.  Page formats share statistics between the tokens of
     a page: their tokens wait in a tail until the page is full.  A `weighted` format packs keys
-    better when it is told what their channels are worth.
+    better when it is told what their channels are worth.  `modifiers` are those asked for with the
+    type; they are not part of its bytes, and `CacheType.of` takes them over.
     """
 
     name: str
     page_tokens: int | None = None
     weighted: bool = False
+    modifiers: Modifiers = PLAIN
 
     @abstractmethod
     def page_nbytes(self, tokens: int, head_dim: int) -> int:
@@ -44,6 +48,10 @@ class KVFormat(ABC):
         """The float32 [..., tokens, head_dim] that uint8 `page` [..., page_nbytes] stands for."""
 
     layout: ClassVar[int] = 1
+
+    def by_channel(self, side: Side) -> bool:
+        """Whether tokens share a channel's range, so that it matters which channel is which."""
+        return self.page_tokens is not None
 
     def bits_per_value(self, tokens: int, head_dim: int) -> float:
         return 8 * self.page_nbytes(tokens, head_dim) / (tokens * head_dim)

@@ -31,6 +31,7 @@ from engine.errors import InputError
 from engine.kv.cache import CacheType, KVCache, LayerCache, SideCache
 from engine.kv.format import KVFormat, TokenFormat
 from engine.kv.formats import kv_format
+from engine.kv.modifiers import PLAIN
 
 VERSION = 1
 _MAGIC = b"minikvkv"
@@ -84,7 +85,7 @@ def _sizes(layer: LayerCache) -> dict[str, Any]:
 def _side_entry(side: SideCache) -> dict[str, Any]:
     kind = side.type
     return {
-        "type": kind.format.name,
+        "type": kind.name,
         "layout": kind.format.layout,
         "page_tokens": kind.page_tokens,
         "tail": kind.tail and kind.tail.name,
@@ -223,9 +224,10 @@ class Snapshot:
     def _side(self, layer: Mapping[str, Any], name: str) -> _SavedSide:
         entry = layer[name]
         tail = entry["tail"] and self._format(entry["tail"], entry["tail_layout"])
-        kind = CacheType(
-            self._format(entry["type"], entry["layout"]), _count(entry["page_tokens"]), tail
-        )
+        found = self._format(entry["type"], entry["layout"])
+        plain = replace(found, modifiers=PLAIN)
+        size = _count(entry["page_tokens"])
+        kind = CacheType(plain, size, tail, modifiers=found.modifiers)
         saved = _SavedSide(kind, _count(entry["evicted"]))
         own = kind.format.page_tokens
         if not (
@@ -264,6 +266,8 @@ class Snapshot:
 
     def _check_convertible(self, side: SideCache, saved: _SavedSide) -> None:
         have, want = saved.type, side.type
+        if have.modifiers != want.modifiers:
+            raise self.refused(f"saved as {have.name}, which {want.name} cannot take over")
         if have.page_tokens != want.page_tokens:
             raise self.refused(
                 f"saved as {have.format.name} in pages of {have.page_tokens} tokens; "

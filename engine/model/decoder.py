@@ -4,16 +4,18 @@ families."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from engine.checkpoint import Checkpoint
 from engine.errors import InputError
 from engine.kv.cache import CacheType, KVCache, LayerCache
+from engine.kv.formats import FLOATS
 from engine.model.rope import rope_table
 from engine.model.spec import AttentionSpec, LayerSpec, ModelSpec, RopeSpec
 from engine.model.weights import Weights, bind
-from engine.ops import Array, Ops, Weight
+from engine.ops import Array, KeyBias, Ops, Weight
 
 ROPE_POSITIONS = 2048  # in the first rotation tables
 
@@ -33,18 +35,42 @@ class Decoder:
 
     def new_cache(self, types: tuple[CacheType, CacheType], n_ctx: int) -> KVCache:
         """An empty cache for one sequence of at most `n_ctx` tokens, keys and values stored as
-        `types`.  Raises InputError for a type that this backend cannot attend to."""
+        `types`.  Raises InputError for a type that this backend cannot attend to, or that a model
+        without such a bias cannot have."""
         for kind in types:
             if not self.ops.supports(kind):
-                raise InputError(
-                    f"{kind.format.name}: not supported by the {self.ops.name} backend"
-                )
+                raise InputError(f"{kind.name}: not supported by the {self.ops.name} backend")
+        k, v = types
+        if v.modifiers.bias is not None:
+            raise InputError(f"{v.name}: +b and +nob are for keys; values keep their bias")
+        if k.modifiers.bias and not any(map(_separable, self.weights.layers)):
+            raise InputError(f"{k.name}: this model's keys have no bias that could be left out")
         position = np.zeros(1, np.int64)
-        layers = [
-            LayerCache(types, a.kv_heads, a.head_dim, n_ctx, a.window, index, position)
-            for index, a in enumerate(layer.attention for layer in self.spec.layers)
-        ]
+        layers = []
+        for spec, weights in zip(self.spec.layers, self.weights.layers, strict=True):
+            a, of_layer = spec.attention, (_stored(k, weights), v)
+            shape = a.kv_heads, a.head_dim, n_ctx, a.window
+            layers.append(LayerCache(of_layer, *shape, len(layers), position))
         return KVCache(layers, n_ctx)
+
+    def cautions(self, types: tuple[CacheType, CacheType]) -> list[str]:
+        """What is known to make `types` a bad choice for this model, a line each."""
+        k, found = types[0], []
+        for kind, side in zip(types, ("k", "v"), strict=True):
+            if kind.modifiers.rotated and kind.format.by_channel(side):
+                found.append(
+                    f"{kind.name}: +h mixes the channels whose ranges {kind.format.name} stores; "
+                    "it is meant for types that scale single tokens"
+                )
+        biased = any(
+            _separable(weights) and not _stored(k, weights).modifiers.bias
+            for weights in self.weights.layers
+        )
+        if k.modifiers.rotated and biased and k.format not in FLOATS:
+            found.append(
+                f"{k.name}: +h spreads this model's key bias over all channels; leave out +nob"
+            )
+        return found
 
     def forward(self, ids: np.ndarray, cache: KVCache) -> Array:
         """Append the tokens ids int32 [T] to the cache; their last hidden states [T, n_embd]."""
@@ -122,10 +148,14 @@ class Decoder:
     ) -> None:
         """x += attention(norm(x)), its keys and values appended to `kv`."""
         ops, tokens = self.ops, x.shape[0]
+        of_keys, of_values = kv.k.type.modifiers, kv.v.type.modifiers
+        k_bias, bias = w.get("attn_k.bias"), None
+        if of_keys.bias:
+            k_bias, bias = None, k_bias
         q, k, v = ops.linears(
             [w["attn_q.weight"], w["attn_k.weight"], w["attn_v.weight"]],
             self._norm(x, w["attn_norm.weight"]),
-            [w.get("attn_q.bias"), w.get("attn_k.bias"), w.get("attn_v.bias")],
+            [w.get("attn_q.bias"), k_bias, w.get("attn_v.bias")],
         )
         q = q.reshape(tokens, a.heads, a.head_dim)
         k = k.reshape(tokens, a.kv_heads, a.head_dim)
@@ -137,13 +167,25 @@ class Decoder:
         table = self._rope_tables[a.rope]
         ops.rope_(q, table, kv.count.position, a.rope.layout)
         ops.rope_(k, table, kv.count.position, a.rope.layout)
+        plain = q
+        if of_keys.rotated:
+            q, k = ops.hadamard(q), ops.hadamard(k)
+        if of_values.rotated:
+            v = ops.hadamard(v)
         parts = []
         for cut in kv.segments(tokens):
             ops.append(kv, k[cut], v[cut])
-            parts.append(ops.attend(q[cut], kv, a.scale, a.softcap))
+            lacking = None
+            if bias is not None:
+                by_head = bias.reshape(a.kv_heads, a.head_dim)
+                lacking = KeyBias(plain[cut], by_head, table, a.rope.layout)
+            parts.append(ops.attend(q[cut], kv, a.scale, a.softcap, lacking))
             if cut.stop < tokens:  # the last page waits until all layers have their tokens
                 ops.seal(kv)
-        mixed = ops.concatenate(parts).reshape(tokens, a.heads * a.head_dim)
+        mixed = ops.concatenate(parts)
+        if of_values.rotated:
+            mixed = ops.hadamard(mixed)
+        mixed = mixed.reshape(tokens, a.heads * a.head_dim)
         y = ops.linear(w["attn_output.weight"], mixed, w.get("attn_output.bias"))
         self._residual(x, y, w.get("post_attention_norm.weight"))
 
@@ -157,6 +199,23 @@ class Decoder:
         hidden = self.ops.glu(gate, up, layer.feed_forward.act)
         y = self.ops.linear(w["ffn_down.weight"], hidden)
         self._residual(x, y, w.get("post_ffw_norm.weight"))
+
+
+def _separable(weights: Mapping[str, Weight]) -> bool:
+    """Whether a layer's keys are a product plus a bias, turned: a norm in between mixes the two."""
+    return "attn_k.bias" in weights and "attn_k_norm.weight" not in weights
+
+
+def _stored(kind: CacheType, weights: Mapping[str, Weight]) -> CacheType:
+    """How a layer's keys are stored, its default about their bias settled.
+
+    Leaving the bias out costs a second product per score: float types store it as well as the rest.
+    """
+    asked = kind.modifiers.bias
+    bias = None
+    if _separable(weights):
+        bias = True if asked is None and kind.format not in FLOATS else asked
+    return replace(kind, modifiers=replace(kind.modifiers, bias=bias))
 
 
 def _rope_factors(checkpoint: Checkpoint, rope: RopeSpec) -> np.ndarray | None:

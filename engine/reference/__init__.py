@@ -10,7 +10,8 @@ from engine.checkpoint import Tensor
 from engine.errors import InputError
 from engine.kv.cache import CacheType, LayerCache, SideCache
 from engine.kv.format import TokenFormat
-from engine.ops import Ops, not_finite
+from engine.kv.modifiers import hadamard_matrix
+from engine.ops import KeyBias, Ops, not_finite
 
 
 def dequantize(tensor: Tensor) -> np.ndarray:
@@ -66,6 +67,9 @@ class ReferenceOps(Ops):
         # the right-hand sides are complete before either view is written
         first[:], second[:] = first * cos - second * sin, first * sin + second * cos
 
+    def hadamard(self, x: np.ndarray) -> np.ndarray:
+        return x @ hadamard_matrix(x.shape[-1])
+
     def glu(self, gate: np.ndarray, up: np.ndarray, act: str) -> np.ndarray:
         return ACTIVATIONS[act](gate) * up
 
@@ -90,7 +94,14 @@ class ReferenceOps(Ops):
             _write_rows(side, x)
         layer.count.pending += k.shape[0]
 
-    def attend(self, q: np.ndarray, layer: LayerCache, scale: float, softcap: float) -> np.ndarray:
+    def attend(
+        self,
+        q: np.ndarray,
+        layer: LayerCache,
+        scale: float,
+        softcap: float,
+        bias: KeyBias | None = None,
+    ) -> np.ndarray:
         tokens, heads, dim = q.shape
         if layer.k.queries is not None:
             kind = layer.k.type
@@ -101,7 +112,11 @@ class ReferenceOps(Ops):
         k, v = (_decode(side, first) for side in (layer.k, layer.v))
         group = heads // k.shape[0]
         queries = q.reshape(tokens, k.shape[0], group, dim)
-        scores = np.einsum("thgd,hnd->hgtn", queries, k) * np.float32(scale)
+        scores = np.einsum("thgd,hnd->hgtn", queries, k)
+        if bias is not None:
+            queries = bias.queries.reshape(queries.shape)
+            scores += np.einsum("thgd,nhd->hgtn", queries, self._biases(bias, first, layer.n))
+        scores *= np.float32(scale)
         if softcap:
             self.softcap_(scores, softcap)
         position = np.arange(layer.n - tokens, layer.n)[:, None]
@@ -113,6 +128,12 @@ class ReferenceOps(Ops):
         scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
         scores /= scores.sum(axis=-1, keepdims=True)
         return np.einsum("hgtn,hnd->thgd", scores, v).reshape(tokens, heads, dim)
+
+    def _biases(self, bias: KeyBias, first: int, n: int) -> np.ndarray:
+        """The keys' bias at positions first..n, float32 [n - first, kv_heads, D]."""
+        x = np.repeat(bias.bias[None], n - first, axis=0)
+        self.rope_(x, bias.table, np.array([first]), bias.layout)
+        return x
 
 
 def _silu(x: np.ndarray) -> np.ndarray:

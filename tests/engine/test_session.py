@@ -20,7 +20,7 @@ from engine.kv.format import Side
 from engine.kv.formats import BF16, KV_FORMATS, KV_TYPES, kv_format
 from engine.kv.formats.channels import ChannelFormat
 from engine.model.load import Model, open_checkpoint
-from engine.ops import Ops
+from engine.ops import KeyBias, Ops
 from engine.reference import ReferenceOps, dequantize
 from engine.session import Session
 
@@ -182,7 +182,14 @@ class SimulatedOps(ReferenceOps):
             x[:, start : start + size] = packed.decode(page, side.head_dim, side.side)
         return x.astype(np.float64)
 
-    def attend(self, q: np.ndarray, layer: LayerCache, scale: float, softcap: float) -> np.ndarray:
+    def attend(
+        self,
+        q: np.ndarray,
+        layer: LayerCache,
+        scale: float,
+        softcap: float,
+        bias: KeyBias | None = None,
+    ) -> np.ndarray:
         out, group = np.empty_like(q), q.shape[1] // layer.k.kv_heads
         for t in range(len(q)):
             position = layer.n - len(q) + t
@@ -190,6 +197,9 @@ class SimulatedOps(ReferenceOps):
             first = 0 if layer.window is None else max(0, position + 1 - layer.window)
             for h in range(q.shape[1]):
                 scores = k[h // group, first:] @ q[t, h] * scale
+                if bias is not None:
+                    lacking = self._biases(bias, first, position + 1)[:, h // group]
+                    scores += lacking @ bias.queries[t, h] * scale
                 weights = np.exp(scores - scores.max())
                 out[t, h] = weights @ v[h // group, first:] / weights.sum()
         return out
@@ -232,8 +242,8 @@ def test_an_exact_cache_changes_nothing() -> None:
 class CodesLost(ChannelFormat):
     """A quantizer that is wrong on purpose: every code is 0."""
 
-    def encode(self, x: np.ndarray, side: Side) -> np.ndarray:
-        page = super().encode(x, side)
+    def encode(self, x: np.ndarray, side: Side, weights: np.ndarray | None = None) -> np.ndarray:
+        page = super().encode(x, side, weights)
         page[..., : self.codes_nbytes(*x.shape[-2:])] = 0
         return page
 

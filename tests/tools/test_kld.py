@@ -90,8 +90,8 @@ def test_a_broken_quantizer_is_seen(model: Model, monkeypatch: pytest.MonkeyPatc
     kind = type(KV_FORMATS["int3nsep"])
     encode = kind.encode
 
-    def swapped(self, x, side):
-        page = encode(self, x, side)
+    def swapped(self, x, side, weights=None):
+        page = encode(self, x, side, weights)
         page[..., [0, 1]] = page[..., [1, 0]]
         return page
 

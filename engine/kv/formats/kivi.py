@@ -45,6 +45,9 @@ class KiviFormat(KVFormat):
         v = -(-head_dim // self.group) * tokens
         return self.codes_nbytes(tokens, head_dim) + 4 * max(k, v)
 
+    def by_channel(self, side: Side) -> bool:
+        return side == "k"
+
     def encode(self, x: np.ndarray, side: Side, weights: np.ndarray | None = None) -> np.ndarray:
         *lead, tokens, dim = x.shape
         rows = _rows(np.clip(x, -F16_MAX, F16_MAX), side)
