@@ -181,6 +181,8 @@ def _run(
     from minikv.keeping import Keeping
     from minikv.run import Answering, ModelChoice, run
 
+    if session is not None and sink:
+        raise InputError(f"--kv-sink {sink}: a conversation kept by --session takes 0")
     sampling = SamplerSpec(temp, top_k, top_p, min_p, repeat_penalty, seed)
     choice = ModelChoice(model, ctk, ctv, n_ctx, threads, backend, sink)
     answering = Answering(sampling, limit, system, raw)
