@@ -104,7 +104,7 @@ def test_what_cannot_be_kept_is_refused_before_the_model_is_loaded(minikv, tmp_p
 
 def test_exact_first_tokens_are_refused_at_once(minikv, tmp_path):
     told = minikv("run", "--session", str(tmp_path / "new.kv"), "--kv-sink", "4", "hi")
-    assert told.code and "--kv-sink 4" in told.err and len(told.err.splitlines()) == 1
+    assert told.status == 1 and "--kv-sink 4" in told.err and len(told.err.splitlines()) == 1
 
 
 def test_a_file_of_another_model_or_of_none_is_refused_and_stays(minikv, tiny, kept, tmp_path):
