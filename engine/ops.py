@@ -148,10 +148,12 @@ class Ops(ABC):
         """
         return lambda: self.to_host(body())
 
-    def finish(self) -> None:  # noqa: B027 - nothing to do for who runs ops at once
+    @abstractmethod
+    def finish(self) -> None:
         """Run the ops that were called and have not run yet."""
 
-    def discard(self) -> None:  # noqa: B027
+    @abstractmethod
+    def discard(self) -> None:
         """Forget ops that were called and have not run, after an error."""
 
     def linears(

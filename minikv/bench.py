@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,47 +19,49 @@ Examples:
 
 app = typer.Typer(rich_markup_mode=None)
 
-_LIST = {"metavar": "LIST", "show_default": False}
+
+def _several(*names: str, about: str, default: str | None = None, metavar: str = "LIST") -> Any:
+    """An option that may be given several times; `default` stands for none given."""
+    given = [] if default is None else [default]
+    return typer.Option(
+        *names,
+        help=about,
+        metavar=metavar,
+        show_default=False,
+        default_factory=lambda: list(given),
+    )
+
+
+_MODEL = "Alias, path or hf:org/repo[:file]; one -m for each."
+_PAIR = "A prompt and its decoding as one test."
 
 
 @app.command("bench", epilog=_EXAMPLES)
 def _bench(
     model: Annotated[
-        list[str],
-        typer.Option(
-            "-m",
-            "--model",
-            help="Alias, path or hf:org/repo[:file]; one -m for each.",
-            metavar="MODEL",
-        ),
-    ] = [DEFAULT],  # noqa: B006  typer copies it
+        list[str], _several("-m", "--model", about=_MODEL, default=DEFAULT, metavar="MODEL")
+    ],
     prompts: Annotated[
-        list[str], typer.Option("-p", "--n-prompt", help="Tokens of prompts.  [512]", **_LIST)
-    ] = ["512"],  # noqa: B006
+        list[str], _several("-p", "--n-prompt", about="Tokens of prompts.  [512]", default="512")
+    ],
     gens: Annotated[
-        list[str], typer.Option("-n", "--n-gen", help="Tokens decoded singly.  [128]", **_LIST)
-    ] = ["128"],  # noqa: B006
-    pairs: Annotated[
-        list[str],
-        typer.Option("-pg", metavar="PP,TG", help="A prompt and its decoding as one test."),
-    ] = [],  # noqa: B006
+        list[str], _several("-n", "--n-gen", about="Tokens decoded singly.  [128]", default="128")
+    ],
+    pairs: Annotated[list[str], _several("-pg", about=_PAIR, metavar="PP,TG")],
     depths: Annotated[
         list[str],
-        typer.Option("-d", "--n-depth", help="Tokens cached before a test.  [0]", **_LIST),
-    ] = ["0"],  # noqa: B006
+        _several("-d", "--n-depth", about="Tokens cached before a test.  [0]", default="0"),
+    ],
     ctk: Annotated[
         list[str],
-        typer.Option("-ctk", "--ctk", "--cache-type-k", help="Key types.  [bf16]", **_LIST),
-    ] = ["bf16"],  # noqa: B006
+        _several("-ctk", "--ctk", "--cache-type-k", about="Key types.  [bf16]", default="bf16"),
+    ],
     ctv: Annotated[
         list[str],
-        typer.Option("-ctv", "--ctv", "--cache-type-v", help="Value types.  [bf16]", **_LIST),
-    ] = ["bf16"],  # noqa: B006
+        _several("-ctv", "--ctv", "--cache-type-v", about="Value types.  [bf16]", default="bf16"),
+    ],
+    threads: Annotated[list[str], _several("-t", "--threads", about="Threads.  [one per core]")],
     sink: SinkOption = 0,
-    threads: Annotated[
-        list[str],
-        typer.Option("-t", "--threads", help="Threads.  [one per core]", **_LIST),
-    ] = [],  # noqa: B006
     repetitions: Annotated[
         int, typer.Option("-r", "--repetitions", help="How often each test is timed.")
     ] = 5,

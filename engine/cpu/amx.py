@@ -131,51 +131,49 @@ def sums_store_upper(address, stride):
 
 
 @inlined
+def _add(left, lower, stride, step, right_0, right_1, n, integers):
+    """sums += left right over n steps, the constant `integers` telling of what.
+
+    The left factor's rows 0-15 begin at `left` and 16-31 at `lower`, rows `stride` bytes apart and
+    steps `step`; the right one's are tiles, n one after another for either half of the columns.
+    """
+    for i in range(n):
+        _load_4(left + step * i, stride)
+        _load_6(right_0 + TILE * i, 64)
+        _load_5(lower + step * i, stride)
+        _load_7(right_1 + TILE * i, 64)
+        if integers:
+            _bytes_046()
+            _bytes_147()
+            _bytes_256()
+            _bytes_357()
+        else:
+            _dot_046()
+            _dot_147()
+            _dot_256()
+            _dot_357()
+
+
+@inlined
 def sums_add(left, stride, right_0, right_1, n):
     """sums += left right over n steps of 32.
 
     `left` is bf16 [32, 32 n] with `stride` bytes between rows; `right_0` and `right_1` are tiles of
     pairs, n of them one after another, for columns 0-15 and 16-31.
     """
-    lower = left + 16 * stride
-    for step in range(n):
-        _load_4(left + 64 * step, stride)
-        _load_6(right_0 + TILE * step, 64)
-        _dot_046()
-        _load_7(right_1 + TILE * step, 64)
-        _dot_147()
-        _load_5(lower + 64 * step, stride)
-        _dot_256()
-        _dot_357()
+    _add(left, left + 16 * stride, stride, 64, right_0, right_1, n, False)
 
 
 @inlined
 def sums_add_tiles(left, lower, right_0, right_1, n):
     """As `sums_add` with the left factor's rows 0-15 and 16-31 as tiles, one after another."""
-    for step in range(0, TILE * n, TILE):
-        _load_4(left + step, 64)
-        _load_6(right_0 + step, 64)
-        _dot_046()
-        _load_7(right_1 + step, 64)
-        _dot_147()
-        _load_5(lower + step, 64)
-        _dot_256()
-        _dot_357()
+    _add(left, lower, 64, TILE, right_0, right_1, n, False)
 
 
 @inlined
 def bytes_add(left, stride, right_0, right_1, n):
     """As `sums_add` for int32 sums: int8 [32, 64 n] by unsigned bytes, a tile's row four rows."""
-    lower = left + 16 * stride
-    for step in range(n):
-        _load_4(left + 64 * step, stride)
-        _load_6(right_0 + TILE * step, 64)
-        _bytes_046()
-        _load_7(right_1 + TILE * step, 64)
-        _bytes_147()
-        _load_5(lower + 64 * step, stride)
-        _bytes_256()
-        _bytes_357()
+    _add(left, left + 16 * stride, stride, 64, right_0, right_1, n, True)
 
 
 @inlined

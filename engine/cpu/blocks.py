@@ -22,7 +22,6 @@ from engine.cpu.simd import (
     load,
     load_f16,
     load_f32,
-    load_u8,
     load_u16,
     load_u32,
     splat,
@@ -33,6 +32,7 @@ from engine.cpu.simd import (
     u16x16,
     u32x16,
 )
+from engine.kv.formats.iq4_nl import LEVELS
 
 
 def f32(source, target, n):
@@ -124,16 +124,10 @@ def _store_fives(target, nibbles, high, scale, offset):
     store(target + 64, fma(convert(f32x16, second), d, m))
 
 
-# ggml's kvalues_iq4nl, the levels of IQ4_NL and IQ4_XS
-_IQ4_LEVELS = np.array(
-    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
-)
-
-
 @kernel
 def _store_levels(target, source, scale):
     """32 values scale level[q], nibbles as in `_store_nibbles`."""
-    levels = load(f32x16, address_of(_IQ4_LEVELS)) * splat(f32x16, scale)
+    levels = load(f32x16, address_of(LEVELS)) * splat(f32x16, scale)
     nibbles = load(u8x16, source)
     store(target, look_up(levels, convert(u32x16, nibbles & 15)))
     store(target + 64, look_up(levels, convert(u32x16, nibbles >> 4)))
@@ -146,17 +140,6 @@ def iq4_nl(source, target, n):
         target += 128
 
 
-def iq4_xs(source, target, n):
-    for _ in range(n // 256):
-        d, high = load_f16(source), np.int64(load_u16(source + 2))
-        for b in range(8):
-            low = np.int64(load_u8(source + 4 + b // 2)) >> (4 * (b % 2))
-            scale = (low & 15) | (((high >> (2 * b)) & 3) << 4)
-            _store_levels(target + 128 * b, source + 8 + 16 * b, d * np.float32(scale - 32))
-        source += 136
-        target += 1024
-
-
 BLOCK_DECODERS = {
     "F32": Verb(f32),
     "F16": Verb(f16),
@@ -167,5 +150,4 @@ BLOCK_DECODERS = {
     "Q5_0": Verb(q5_0),
     "Q5_1": Verb(q5_1),
     "IQ4_NL": Verb(iq4_nl),
-    "IQ4_XS": Verb(iq4_xs),
 }

@@ -47,7 +47,6 @@ def _bf16_pair(group, k, i):
     return bitcast(f32x16, words << 16), bitcast(f32x16, words & np.uint32(0xFFFF0000))
 
 
-_PAIRS = (_f32_pair, _f16_pair, _bf16_pair)
 _KINDS = {"F32": 0, "F16": 1, "BF16": 2}
 
 

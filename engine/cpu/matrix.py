@@ -38,7 +38,7 @@ from engine.cpu.groups import GROUPS, GroupVerbs
 from engine.cpu.host import AMX
 from engine.cpu.jit import Verb, call, field, inlined, kernel
 from engine.cpu.layouts import LANES, LAYOUTS, SET
-from engine.cpu.memory import Arena, Pool, fetch, forget
+from engine.cpu.memory import Arena, Pool, forget
 from engine.cpu.packing import pack
 from engine.cpu.simd import (
     f32x16,
@@ -85,7 +85,6 @@ def matrix(tensor: Tensor, team: Team, arena: Arena) -> Matrix:
     """The matrix of a tensor; types without kernels of ours are expanded to float32."""
     rows, columns = tensor.shape
     if tensor.type in LAYOUTS:
-        fetch(tensor.data)
         data = pack(tensor, team, arena)
         forget(tensor.data)
         return Matrix(tensor.type, rows, columns, data, GROUPS[tensor.type])
@@ -98,8 +97,8 @@ def matrix(tensor: Tensor, team: Team, arena: Arena) -> Matrix:
 
 # Words of an entry: what all its matrices share, then a record per matrix.
 _COUNT, _X, _X_STRIDE, _TOKENS, _SETS, _SCRATCH, _SCRATCH_NBYTES = range(1, 8)
-_RECORDS, _RECORD = 8, 9
-_FIRST, _VERB, _DATA, _NBYTES, _N, _SHARE, _Y, _BIAS, _ADD = range(9)
+_RECORDS, _RECORD = 8, 8
+_FIRST, _VERB, _DATA, _NBYTES, _N, _SHARE, _Y, _BIAS = range(8)
 
 
 @inlined
@@ -114,36 +113,30 @@ def _record(arguments, item):
 
 @inlined
 def _finish(record, sums, stride, tokens, group):
-    """Write 16 sums per token, `stride` bytes apart, as outputs of the group's rows, with bias, or
-    added to what is there."""
-    rows, bias, add = field(record, _N), field(record, _BIAS), field(record, _ADD)
+    """Write 16 sums per token, `stride` bytes apart, as outputs of the group's rows, with bias."""
+    rows, bias = field(record, _N), field(record, _BIAS)
     r = group * LANES
     target = field(record, _Y) + 4 * r
     if r + LANES > rows:
         for t in range(tokens):
-            _finish_some(target + 4 * rows * t, sums + stride * t, bias, r, add, rows - r)
+            _finish_some(target + 4 * rows * t, sums + stride * t, bias, r, rows - r)
         return
     offset = zeros(f32x16)
     if bias != 0:
         offset = load(f32x16, bias + 4 * r)
     for _ in range(tokens):
-        total = load(f32x16, sums) + offset
-        if add != 0:
-            total = total + load(f32x16, target)
-        store(target, total)
+        store(target, load(f32x16, sums) + offset)
         target += 4 * rows
         sums += stride
 
 
 @kernel
-def _finish_some(target, sums, bias, r, add, n):
+def _finish_some(target, sums, bias, r, n):
     """The same for one token and the first n rows of the last group."""
     for i in range(n):
         value = load_f32(sums + 4 * i)
         if bias != 0:
             value += load_f32(bias + 4 * (r + i))
-        if add != 0:
-            value += load_f32(target + 4 * i)
         store_f32(target + 4 * i, value)
 
 
@@ -268,19 +261,15 @@ class Products:
         weights: Sequence[Matrix],
         x: np.ndarray,
         biases: Sequence[np.ndarray | None],
-        onto: np.ndarray | None = None,
     ) -> list[np.ndarray]:
-        """y float32 [T, rows] = x [T, columns] W^T + bias per matrix; `onto`: y is added to it."""
+        """y float32 [T, rows] = x [T, columns] W^T + bias per matrix."""
         found: dict[int, np.ndarray] = {}
         kinds = [(w.exact, w.integer) for w in weights]
         for kind in dict.fromkeys(kinds):
             chosen = [i for i, own in enumerate(kinds) if own == kind]
-            outs = [
-                self.pool.take((x.shape[0], weights[i].rows)) if onto is None else onto
-                for i in chosen
-            ]
+            outs = [self.pool.take((x.shape[0], weights[i].rows)) for i in chosen]
             parts = [(weights[i], biases[i], y) for i, y in zip(chosen, outs, strict=True)]
-            self._entry(program, parts, x, onto is not None)
+            self._entry(program, parts, x)
             found.update(zip(chosen, outs, strict=True))
         return [found[i] for i in range(len(weights))]
 
@@ -289,7 +278,6 @@ class Products:
         program: Program,
         parts: Sequence[tuple[Matrix, np.ndarray | None, np.ndarray]],
         x: np.ndarray,
-        add: bool,
     ) -> None:
         tokens, columns = x.shape
         first = parts[0][0]
@@ -316,7 +304,7 @@ class Products:
             group_verb = w.verbs.dot if few else w.verbs.pairs if tiles else w.verbs.floats
             records += (
                 items, group_verb.address, w.data.ctypes.data, nbytes, w.rows, share,
-                y.ctypes.data, 0 if bias is None else bias.ctypes.data, add,
+                y.ctypes.data, 0 if bias is None else bias.ctypes.data,
             )  # fmt: skip
             items += -(-len(w.data) // share)
         program.add(

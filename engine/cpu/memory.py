@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 import mmap
-import sys
 from collections import defaultdict
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 _LINE = 64  # bytes: vectors and tiles are loaded by the cache line
 _HUGE, _CHUNK = 1 << 21, 1 << 28  # bytes of a huge page, of an arena's mapping
-_POPULATE_READ = 22 if sys.platform == "linux" else None  # Python's mmap has no name for it
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: Any = np.uint8) -> np.ndarray:
@@ -105,24 +102,13 @@ def pooled(array: np.ndarray) -> bool:
     return isinstance(base, _Block)
 
 
-def fetch(data: np.ndarray) -> None:
-    """Have the file's pages behind `data` mapped at once, if it is a mapping: one by one they cost
-    more than what is read from them."""
-    _advise(data, _POPULATE_READ)
-
-
 def forget(data: np.ndarray) -> None:
     """Let the system drop the file's pages behind `data`, if it is a mapping: they were copied."""
-    _advise(data, getattr(mmap, "MADV_DONTNEED", None))
-
-
-def _advise(data: np.ndarray, advice: int | None) -> None:
     base: Any = data
     while base is not None and not isinstance(base, mmap.mmap):
         base = getattr(base, "base", None) if not isinstance(base, memoryview) else base.obj
-    if base is None or advice is None:
+    if base is None or not hasattr(mmap, "MADV_DONTNEED"):
         return
     start = data.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
     first = start // mmap.PAGESIZE * mmap.PAGESIZE
-    with suppress(OSError):  # advice that this system does not know
-        base.madvise(advice, first, start + data.nbytes - first)
+    base.madvise(mmap.MADV_DONTNEED, first, start + data.nbytes - first)

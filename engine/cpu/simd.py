@@ -133,7 +133,7 @@ def _scalar_load(element: str) -> Any:
     return scalar_load
 
 
-load_u8, load_i8, load_u16 = _scalar_load("u8"), _scalar_load("i8"), _scalar_load("u16")
+load_u8, load_u16 = _scalar_load("u8"), _scalar_load("u16")
 load_u32, load_i32, load_i64 = _scalar_load("u32"), _scalar_load("i32"), _scalar_load("i64")
 load_f16, load_f32, load_f64 = _scalar_load("f16"), _scalar_load("f32"), _scalar_load("f64")
 
@@ -152,7 +152,7 @@ def _scalar_store(element: str) -> Any:
 
 
 store_u8, store_u16, store_u32 = _scalar_store("u8"), _scalar_store("u16"), _scalar_store("u32")
-store_i32, store_i64 = _scalar_store("i32"), _scalar_store("i64")
+store_i64 = _scalar_store("i64")
 store_f16, store_f32, store_f64 = _scalar_store("f16"), _scalar_store("f32"), _scalar_store("f64")
 
 

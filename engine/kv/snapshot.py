@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from struct import Struct
-from typing import Any, BinaryIO
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -113,7 +113,7 @@ def _views(side: SideCache) -> Iterator[np.ndarray]:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
     """A new file that takes the place of `path` once the body has written it whole."""
     final = Path(os.path.realpath(path))  # a link stays one
     new = None
@@ -123,7 +123,7 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
             prefix=f".{final.name}.", dir=final.parent, delete=False
         ) as file:
             new = file.name
-            yield file  # type: ignore[misc]
+            yield cast(IO[bytes], file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(new, final)
@@ -150,7 +150,7 @@ class Snapshot:
     `types` are those of the first layer's keys and values.
     """
 
-    def __init__(self, path: str | Path, file: BinaryIO) -> None:
+    def __init__(self, path: str | Path, file: IO[bytes]) -> None:
         self.path, self._file = path, file
         self._digest = hashlib.sha256()
         self._nbytes = os.fstat(file.fileno()).st_size

@@ -38,6 +38,12 @@ class ReferenceOps(Ops):
     def to_host(self, x: np.ndarray) -> np.ndarray:
         return x
 
+    def finish(self) -> None:
+        """Nothing: ops run when they are called."""
+
+    def discard(self) -> None:
+        """Nothing: no op waits."""
+
     def concatenate(self, parts: list[np.ndarray]) -> np.ndarray:
         return np.concatenate(parts)
 

@@ -40,8 +40,8 @@ def test_a_round_waits_for_results_and_divides_by_its_calls(
         results.append(1)
         return object()
 
-    sweeps = Sweeps()
-    took = seconds(LazyOps(), Case("c", lambda ops: [call] * 4, 0, cold=cold), sweeps)  # type: ignore
+    sweeps: Any = Sweeps()
+    took = seconds(LazyOps(), Case("c", lambda ops: [call] * 4, 0, cold=cold), sweeps)
     assert 0.01 <= took < 0.04
     assert len(results) == 1 + 3 * 4
     assert sweeps.count == (3 if cold else 0)
@@ -55,7 +55,8 @@ def test_long_calls_are_repeated_less(monkeypatch: pytest.MonkeyPatch) -> None:
         runs.append(1)
         return object()
 
-    seconds(LazyOps(), Case("c", lambda ops: [call], 0), Sweeps())  # type: ignore[arg-type]
+    sweeps: Any = Sweeps()
+    seconds(LazyOps(), Case("c", lambda ops: [call], 0), sweeps)
     assert len(runs) == 1 + kernels.FEWEST
 
 

@@ -19,7 +19,7 @@ from engine.cpu.amx import (
     tiles_end,
 )
 from engine.cpu.dot import dot_bytes, dot_bytes_portable, four_bytes
-from engine.cpu.host import AMX, VNNI
+from engine.cpu.host import AMX
 from engine.cpu.jit import kernel
 from engine.cpu.planes import gather_steps, pack_set, step_codes
 from engine.cpu.simd import address_of, f32x16, i8x64, i32x16, load, store, swap_pairs, u8x64
@@ -62,10 +62,6 @@ def test_four_bytes_go_to_every_lane() -> None:
     _dot_four(zeros, u, s, out)
     want = (u.reshape(16, 4).astype(np.int32) * s[:4]).sum(axis=1)
     np.testing.assert_array_equal(out, want)
-
-
-def test_the_host_path_is_the_one_its_features_allow() -> None:
-    assert (dot_bytes is dot_bytes_portable) == (not VNNI)
 
 
 @kernel

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.cpu.memory import Arena, Pool, fetch, forget, pooled
+from engine.cpu.memory import Arena, Pool, forget, pooled
 
 
 def test_a_block_serves_again_only_when_nothing_holds_it() -> None:
@@ -47,8 +47,6 @@ def test_advice_about_a_mapped_file_changes_none_of_its_bytes(tmp_path: Path) ->
     with (tmp_path / "data").open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     part = np.frombuffer(mapped, np.uint8)[5000:90000]
-    fetch(part)
     forget(part)
     np.testing.assert_array_equal(part, content[5000:90000])
-    fetch(content)  # not a mapping
-    forget(content)
+    forget(content)  # not a mapping

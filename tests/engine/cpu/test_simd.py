@@ -19,7 +19,6 @@ from engine.cpu.simd import (
     load,
     load_f16,
     load_f32,
-    load_i8,
     load_u8,
     load_u16,
     load_u32,
@@ -219,7 +218,7 @@ def test_reductions_run_over_a_fixed_tree_of_halves() -> None:
 @kernel
 def _copy_scalars(source, target):
     store_u8(target, load_u8(source))
-    store_u8(target + 1, load_i8(source + 1))
+    store_u8(target + 1, load_u8(source + 1))
     store_u16(target + 2, load_u16(source + 2))
     store_u32(target + 5, load_u32(source + 5))  # no alignment is needed
     store_f16(target + 9, load_f16(source + 9))
