@@ -37,7 +37,6 @@ from engine.cpu.simd import (
 from engine.cpu.team import Program
 from engine.cpu.vmath import vexp, vtanh
 from engine.kv.cache import LayerCache, SideCache
-from engine.kv.formats import F32
 from engine.ops import KeyBias
 
 # Query rows of an item: enough to pay for unpacking a page, few enough to stay in L2.
@@ -314,7 +313,7 @@ def attend(
         q.ctypes.data, out.ctypes.data, factors.ctypes.data,
         partial.ctypes.data, partial.strides[0], scratch.ctypes.data, scratch.shape[1],
         sink, *_side_fields(layer.k), *_side_fields(layer.v),
-        *bias_fields(bias, layer.k.type.format == F32), biased,
+        *bias_fields(bias), biased,
     )  # fmt: skip
     plan, combination = program.block(units * parts, *fields), program.block(units, *fields)
     if tokens == 1:
