@@ -114,31 +114,6 @@ def test_mixed_types_are_invariant_too(ctk: str, ctv: str) -> None:
     assert error(logits, whole) < TOLERANCE
 
 
-# exact first tokens meet everything that counts positions: pages, noted queries, the key bias
-@pytest.mark.parametrize("name", ["qwen2", "llama", "gemma3"])
-@pytest.mark.parametrize(
-    ("ctk", "ctv", "sink"),
-    [("int3wfq:32", "int3wf:32", 4), ("q4_0", "q4_0", 4), ("int3nsep:32", "q8_0", 7)],
-)
-def test_sinks_modifiers_and_weighted_keys_are_invariant_together(
-    name: str, ctk: str, ctv: str, sink: int
-) -> None:
-    whole = Session(model(name), ctk=ctk, ctv=ctv, sink=sink).extend(PROMPT)
-    chunked, single, reference = (
-        Session(own, ctk=ctk, ctv=ctv, sink=sink)
-        for own in (model(name), model(name), model(name, "reference"))
-    )
-    for start, stop in ((0, 3), (3, 34), (34, 35), (35, 130), (130, 200)):
-        logits = chunked.extend(PROMPT[start:stop])
-    assert error(logits, whole) < TOLERANCE
-    for token in PROMPT:
-        logits = single.extend([token])
-    assert error(logits, whole) < TOLERANCE
-    assert error(reference.extend(PROMPT), whole) < TOLERANCE
-    plain = session(name, ctk, ctv=ctv).extend(PROMPT)
-    assert error(plain, whole) > 1e-4  # the sinks are really held apart
-
-
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 @pytest.mark.parametrize("kind", TYPES)
 def test_going_back_and_on_is_as_if_one_had_never_left(kind: str, name: str) -> None:

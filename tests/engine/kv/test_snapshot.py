@@ -59,31 +59,6 @@ def test_restored_is_as_if_one_had_never_left(kind: str, name: str, tmp_path: Pa
         goes_on_alike(Session.restore(model(name), tmp_path / "s"), stayed)
 
 
-@pytest.mark.parametrize(
-    ("kind", "kept"),
-    [("q4_0", "q4_0+b"), ("q8_0+nob", "q8_0+nob"), ("int3nsep:32+h", "int3nsep:32+h+b")],
-)
-def test_modifiers_are_kept_and_not_exchanged(kind: str, kept: str, tmp_path: Path) -> None:
-    # keys without their bias and keys with it are different numbers
-    stayed = session("qwen2", kind, ctv="q8_0")
-    stayed.extend(TEXT[:100])
-    stayed.save(tmp_path / "s")
-    restored = Session.restore(model("qwen2"), tmp_path / "s")
-    assert restored.cache.layers[0].k.type.name == kept
-    goes_on_alike(restored, stayed)
-    other = "q4_0+nob" if kept == "q4_0+b" else kind.split("+")[0]
-    with pytest.raises(InputError, match="cannot take over"):
-        Session.restore(model("qwen2"), tmp_path / "s", ctk=other)
-
-
-def test_exact_first_tokens_are_refused_by_name(tmp_path: Path) -> None:
-    held = session(sink=4)
-    held.extend(TEXT[:10])
-    with pytest.raises(InputError, match="exact first tokens"):
-        held.save(tmp_path / "s")
-    assert not (tmp_path / "s").exists()
-
-
 @pytest.mark.parametrize("kind", sorted(set(ALL_KV_FORMATS) - set(KV_FORMATS)))
 def test_every_type_of_the_grid_is_kept(kind: str, tmp_path: Path) -> None:
     stayed = session(kind=kind)
