@@ -55,6 +55,11 @@ class Ops(ABC):
         """The form of a matrix of which `embed` takes rows and which no `linear` multiplies."""
         return self.upload(tensor)
 
+    def split(self, parts: int) -> list[Ops]:
+        """At most `parts` backends, of which each can work for a thread of its own at the same
+        time, on what this one has uploaded; together they have its cores."""
+        return [self]
+
     @abstractmethod
     def asarray(self, x: np.ndarray) -> Array:
         """Host array to device array."""
@@ -111,6 +116,16 @@ class Ops(ABC):
     @abstractmethod
     def softcap_(self, x: Array, cap: float) -> None:
         """x = cap tanh(x / cap)."""
+
+    @abstractmethod
+    def log_masses(self, logits: Array) -> np.ndarray:
+        """float64 [T], on the host: ln sum exp of the rows of logits [T, n_vocab], so that the log
+        probability of a token is its logit minus the mass; NaN for rows that are not finite."""
+
+    @abstractmethod
+    def divergences(self, base: Array, logits: Array) -> np.ndarray:
+        """float64 [T, 3], on the host: the KL divergence in nats of what logits [T, n_vocab]
+        predict from what `base` does, exactly 0 for equal rows, and the log masses of both."""
 
     @abstractmethod
     def append(self, layer: LayerCache, k: Array, v: Array) -> None:

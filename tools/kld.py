@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from engine.model.load import Model
+from engine.ops import Ops
 from tools.likelihood import divergence
 from tools.windows import Settings, Windows, bits_per_value
 
@@ -47,14 +48,16 @@ class Tokens:
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
-def compare(pieces: Pieces, first: int) -> Tokens:
+def compare(ops: Ops, pieces: Pieces, first: int) -> Tokens:
     """Compare two runs of one window, whose first scored token is `first`."""
-    rows = []
-    for targets, base_logits, logits in pieces:
-        for p, q, target in zip(base_logits, logits, targets, strict=False):
-            kld, nll_base, nll = divergence(p, q, target)
-            rows.append((first + len(rows), nll, nll_base, kld, p.argmax() == q.argmax()))
-    return Tokens(*np.array(rows, np.float64).T)
+    parts = []
+    for targets, base, logits in pieces:
+        kld, nll_base, nll = divergence(ops, base, logits, targets)
+        tops = (x[: len(targets)].argmax(axis=1) for x in (base, logits))
+        position = np.arange(first, first + len(targets), dtype=np.float64)
+        parts.append(Tokens(position, nll, nll_base, kld, np.equal(*tops).astype(np.float64)))
+        first += len(targets)
+    return Tokens.join(parts)
 
 
 class Divergence:
@@ -74,17 +77,20 @@ class Divergence:
 
     def __iter__(self) -> Iterator[Tokens]:
         done: list[Tokens] = []
-        for window in self.windows.tokens:
-            done.append(compare(self._side_by_side(window), self.windows.first))
+        for tokens in self.windows.measured(self._compared):
+            done.append(tokens)
             yield Tokens.join(done)
 
     def bits(self) -> tuple[float, float]:
         """Bits per value of the candidate's packed keys and values."""
         return bits_per_value(self.windows.model, self.types)
 
-    def _side_by_side(self, window: list[int]) -> Pieces:
+    def _compared(self, windows: Windows, index: int) -> Tokens:
+        return compare(windows.model.ops, self._side_by_side(windows, index), windows.first)
+
+    def _side_by_side(self, windows: Windows, index: int) -> Pieces:
         base, candidate = (
-            self.windows.scored(self.windows.session(types), window)
+            windows.scored(windows.session(types), windows.tokens[index])
             for types in (self._base_types, self.types)
         )
         for (targets, base_logits), (_, logits) in zip(base, candidate, strict=True):

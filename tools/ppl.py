@@ -12,7 +12,7 @@ import numpy as np
 
 from engine.model.load import Model
 from tools.likelihood import negative_log_likelihood
-from tools.windows import Settings, Windows, bits_per_value
+from tools.windows import Settings, Types, Windows, bits_per_value
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,15 @@ class Score:
         return np.concatenate(self.windows)
 
 
+def nll_of(windows: Windows, index: int, types: Types) -> np.ndarray:
+    """Negative log likelihoods float64 [scored tokens] of one window."""
+    pieces = windows.scored(windows.session(types), windows.tokens[index])
+    ops = windows.model.ops
+    return np.concatenate(
+        [negative_log_likelihood(ops, logits, targets) for targets, logits in pieces]
+    )
+
+
 class Perplexity:
     """One measurement.  Iterating scores window after window and yields the Score so far.
 
@@ -59,10 +68,8 @@ class Perplexity:
 
     def __iter__(self) -> Iterator[Score]:
         done: list[np.ndarray] = []
-        for window in self.windows.tokens:
-            pieces = self.windows.scored(self.windows.session(self.types), window)
-            nll = [negative_log_likelihood(logits, targets) for targets, logits in pieces]
-            done.append(np.concatenate(nll))
+        for nll in self.windows.measured(lambda windows, i: nll_of(windows, i, self.types)):
+            done.append(nll)
             yield Score(tuple(done))
 
     def bits(self) -> tuple[float, float]:

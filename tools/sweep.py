@@ -22,8 +22,7 @@ from engine.model.load import Model
 from engine.session import CHUNK
 from tools.kld import Pieces, Tokens, compare
 from tools.kld_report import Statistics
-from tools.likelihood import negative_log_likelihood
-from tools.ppl import Score, files_sha256
+from tools.ppl import Score, files_sha256, nll_of
 from tools.results import Cell, Outcome, Pair, Results
 from tools.speed import side_bytes, tokens_per_second
 from tools.sweep_recall import Recall
@@ -74,28 +73,31 @@ class Reference:
                 f"{len(windows.tokens)} windows: the reference run would take {nbytes >> 20} MiB "
                 f"of memory, {MAX_STATES >> 20} at most; use fewer --chunks"
             )
-        self._windows, self._types = windows, types
+        self._first, self._types = windows.first, types
         self._states: dict[int, np.ndarray] = {}
 
-    def beside(self, index: int, candidate: Iterator[tuple[np.ndarray, np.ndarray]]) -> Pieces:
-        """The pieces of a candidate's run of window `index` with the reference's logits."""
+    def beside(
+        self, windows: Windows, index: int, candidate: Iterator[tuple[np.ndarray, np.ndarray]]
+    ) -> Pieces:
+        """The pieces of a candidate's run of window `index` with the reference's logits, which the
+        model of `windows` computes."""
+        model, start = windows.model, 0
         if index not in self._states:
-            self._states[index] = self._run(self._windows.tokens[index])
-        model, states, start = self._windows.model, self._states[index], 0
+            self._states[index] = self._run(model, windows.tokens[index])
+        states = self._states[index]
         for targets, logits in candidate:
             # named, so that it lives until the backend has read it
             piece = model.ops.asarray(states[start : start + len(logits)])
             start += len(logits)
             yield targets, model.ops.to_host(model.logits(piece)), logits
 
-    def _run(self, window: Sequence[int]) -> np.ndarray:
-        model = self._windows.model
+    def _run(self, model: Model, window: Sequence[int]) -> np.ndarray:
         cache = model.new_cache(self._types, len(window))
         chunks = []
         for start in range(0, len(window), CHUNK):
             ids = np.asarray(window[start : start + CHUNK], np.int32)
             chunks.append(model.ops.to_host(model.forward(ids, cache)))
-        return np.concatenate(chunks)[self._windows.first - 1 :].copy()
+        return np.concatenate(chunks)[self._first - 1 :].copy()
 
 
 class Sweep:
@@ -188,19 +190,16 @@ class Sweep:
         return Cell(pair, values, nll, failed)
 
     def _compared(self, types: Types) -> Tokens:
-        parts = []
-        for index, window in enumerate(self.windows.tokens):
-            candidate = self.windows.scored(self.windows.session(types), window)
-            parts.append(compare(self._reference.beside(index, candidate), self.windows.first))
-        return Tokens.join(parts)
+        def compared(windows: Windows, index: int) -> Tokens:
+            candidate = windows.scored(windows.session(types), windows.tokens[index])
+            pieces = self._reference.beside(windows, index, candidate)
+            return compare(windows.model.ops, pieces, windows.first)
+
+        return Tokens.join(list(self.windows.measured(compared)))
 
     def _scored(self, types: Types) -> tuple[np.ndarray, float, float | None]:
-        parts = [
-            negative_log_likelihood(logits, targets)
-            for window in self.windows.tokens
-            for targets, logits in self.windows.scored(self.windows.session(types), window)
-        ]
-        score = Score(tuple(parts))
+        parts = tuple(self.windows.measured(lambda windows, i: nll_of(windows, i, types)))
+        score = Score(parts)
         error = score.ppl_stderr
         return np.concatenate(parts), score.ppl, None if math.isnan(error) else error
 

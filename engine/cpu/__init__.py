@@ -12,7 +12,7 @@ import numpy as np
 
 from engine.checkpoint import Tensor
 from engine.config import available_cores
-from engine.cpu import elementwise
+from engine.cpu import elementwise, likelihood
 from engine.cpu.attention import attend
 from engine.cpu.hadamard import hadamard
 from engine.cpu.kv_encode import ENCODERS, NONE_BAD, append
@@ -61,6 +61,10 @@ class CpuOps(Ops):
         self.threads = threads
         self._team, self._arena, self._pool = Team(threads), Arena(), Pool()
         self._recording = _Recording(self._pool)
+
+    def split(self, parts: int) -> list[Ops]:
+        parts = min(parts, self.threads)
+        return [CpuOps(self.threads // parts) for _ in range(parts)]
 
     def upload(self, tensor: Tensor) -> Matrix | np.ndarray:
         if len(tensor.shape) == 2:
@@ -182,6 +186,17 @@ class CpuOps(Ops):
             elementwise.copy(self._program, part, out[start : start + part.shape[0]])
             start += part.shape[0]
         return out
+
+    def log_masses(self, logits: np.ndarray) -> np.ndarray:
+        recording = self._recording
+        self._hold(logits)
+        return self.to_host(likelihood.log_masses(recording.program, recording.pool, logits))
+
+    def divergences(self, base: np.ndarray, logits: np.ndarray) -> np.ndarray:
+        recording = self._recording
+        self._hold(base, logits)
+        out = likelihood.divergences(recording.program, recording.pool, base, logits)
+        return self.to_host(out)
 
     def append(self, layer: LayerCache, k: np.ndarray, v: np.ndarray) -> None:
         recording = self._recording

@@ -4,7 +4,9 @@ families."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import replace
+from typing import Self
 
 import numpy as np
 
@@ -52,6 +54,15 @@ class Decoder:
             shape = a.kv_heads, a.head_dim, n_ctx, a.window
             layers.append(LayerCache(of_layer, *shape, len(layers), position))
         return KVCache(layers, n_ctx)
+
+    def split(self, parts: int) -> list[Self]:
+        """At most `parts` decoders over these weights that can work at the same time."""
+        found = []
+        for ops in self.ops.split(parts):
+            part = copy(self)
+            part.ops = ops
+            found.append(part)
+        return found
 
     def cautions(self, types: tuple[CacheType, CacheType]) -> list[str]:
         """What is known to make `types` a bad choice for this model, a line each."""

@@ -88,6 +88,18 @@ class ReferenceOps(Ops):
     def softcap_(self, x: np.ndarray, cap: float) -> None:
         x[:] = np.float32(cap) * np.tanh(x / np.float32(cap))
 
+    def log_masses(self, logits: np.ndarray) -> np.ndarray:
+        x = logits.astype(np.float64)
+        top = x.max(axis=-1, keepdims=True)
+        return (top + np.log(np.exp(x - top).sum(axis=-1, keepdims=True)))[:, 0]
+
+    def divergences(self, base: np.ndarray, logits: np.ndarray) -> np.ndarray:
+        p, q = self.log_masses(base), self.log_masses(logits)
+        probabilities = np.exp(base - p[:, None])
+        difference = base.astype(np.float64) - logits
+        kld = (probabilities * difference).sum(axis=-1) / probabilities.sum(axis=-1) - (p - q)
+        return np.stack([np.maximum(kld, 0), p, q], axis=1)
+
     def append(self, layer: LayerCache, k: np.ndarray, v: np.ndarray) -> None:
         layer.open_pages(len(k))
         for side, x in ((layer.k, k), (layer.v, v)):
