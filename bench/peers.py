@@ -5,6 +5,9 @@
 In every round each engine runs every test once, after its warm-up, in a process of its own; which
 one begins changes from round to round.  llama-bench runs with flash attention off and on, and the
 better median of each test counts.  MODEL is an alias or a path, the same file for both.
+
+The memory's read bandwidth is measured in every round, too.  The last column is the share of it
+that decoding needs for the weights and cached tokens that minikv must read per token.
 """
 
 from __future__ import annotations
@@ -15,10 +18,15 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from bench.ceiling import Ceiling
+from engine.checkpoint import Checkpoint
 from engine.config import available_cores
+from engine.model.load import open_checkpoint
+from tools.plan import Plan, types_of
+from tools.results import Pair
 
 ROUNDS = 5
 OURS = "minikv"
@@ -56,8 +64,11 @@ def contestants(args: argparse.Namespace, path: str) -> list[Contestant]:
     return [Contestant(OURS, ours), *peers]
 
 
-def race(runners: Sequence[Contestant], rounds: int) -> Iterator[str]:
-    """Run the rounds, yielding a line before each run.  Who has failed does not run again."""
+def race(
+    runners: Sequence[Contestant], rounds: int, between: Callable[[], None] = lambda: None
+) -> Iterator[str]:
+    """Run the rounds, yielding a line before each run.  Who has failed does not run again.
+    `between` is called at the end of each round."""
     for number in range(rounds):
         first = number % len(runners)
         for runner in (*runners[first:], *runners[:first]):
@@ -66,18 +77,34 @@ def race(runners: Sequence[Contestant], rounds: int) -> Iterator[str]:
                 runner.run()
                 if runner.failure:
                     yield runner.failure
+        between()
 
 
-def table(ours: Contestant, peers: Sequence[Contestant]) -> Iterator[str]:
-    """Markdown: medians with the slowest and fastest round, and ours over the best peer's."""
+def table(
+    ours: Contestant, peers: Sequence[Contestant], share: Callable[[Case, float], float]
+) -> Iterator[str]:
+    """Markdown: medians with the slowest and fastest round, ours over the best peer's, and `share`
+    of test and speed where tokens are generated."""
     names = [ours.name, *(peer.name for peer in peers)]
-    yield f"| test | {' | '.join(names)} | ratio |"
-    yield "|---|" + "---|" * (len(names) + 1)
+    yield f"| test | {' | '.join(names)} | ratio | of bandwidth |"
+    yield "|---|" + "---|" * (len(names) + 2)
     for case, speeds in ours.speeds.items():
         medians = [statistics.median(peer.speeds[case]) for peer in peers if case in peer.speeds]
-        ratio = f"{statistics.median(speeds) / max(medians):.2f}" if medians else "-"
+        speed = statistics.median(speeds)
+        ratio = f"{speed / max(medians):.2f}" if medians else "-"
+        used = "-" if case[0] else f"{share(case, speed):.2f}"
         cells = " | ".join(_cell(one.speeds, case) for one in (ours, *peers))
-        yield f"| {_name(case)} | {cells} | {ratio} |"
+        yield f"| {_name(case)} | {cells} | {ratio} | {used} |"
+
+
+def token_nbytes(checkpoint: Checkpoint, pair: Pair, case: Case) -> int:
+    """Bytes that decoding reads per token, on average over a test: matrices and cached tokens."""
+    tensors = checkpoint.tensors
+    weights = sum(tensor.data.nbytes for tensor in tensors.values())
+    if "output.weight" in tensors:  # else the embedding is the output matrix as well
+        weights -= tensors["token_embd.weight"].data.nbytes
+    _, generated, depth = case
+    return weights + Plan(checkpoint).cache(types_of(pair), depth + generated // 2)
 
 
 def _cell(speeds: Mapping[Case, Sequence[float]], case: Case) -> str:
@@ -125,16 +152,28 @@ def path_of(model: str) -> str:
 
 def main() -> None:
     args = arguments()
-    runners = contestants(args, path_of(args.model))
+    path = path_of(args.model)
+    runners, checkpoint, bandwidths = contestants(args, path), open_checkpoint(path), []
+
+    def measure() -> None:
+        bandwidths.append(Ceiling(args.threads).bandwidth())
+
+    def share(case: Case, speed: float) -> float:
+        nbytes = token_nbytes(checkpoint, (args.ctk, args.ctv), case)
+        return speed * nbytes / statistics.median(bandwidths)
+
     try:
-        for line in race(runners, args.rounds):
+        for line in race(runners, args.rounds, measure):
             print(line, file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         print("stopped: medians of the finished rounds", file=sys.stderr)
+    if not bandwidths:
+        measure()
     ours, *peers = runners
     print(f"{args.model}, {args.threads} threads, t/s: median (slowest to fastest round)")
-    print(f"minikv {args.ctk}/{args.ctv}, llama-bench {args.peer_ctk}/{args.peer_ctv}\n")
-    print("\n".join(table(ours, peers)))
+    print(f"minikv {args.ctk}/{args.ctv}, llama-bench {args.peer_ctk}/{args.peer_ctv}")
+    print(f"read bandwidth: {statistics.median(bandwidths) / 1e9:.1f} GB/s\n")
+    print("\n".join(table(ours, peers, share)))
     if ours.failure:
         sys.exit(1)
 
