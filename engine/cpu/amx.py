@@ -5,7 +5,8 @@ A tile is 16 rows of 64 bytes.  Tiles 0-3 hold float32 sums (two row blocks by t
 [16, 16, 2], so that lane n of row k holds (k, n) of rows 2 k and 2 k + 1.  The tile registers
 belong to a thread: `tiles_begin` before use, `tiles_end` after, in one kernel.
 
-Call only where `engine.cpu.host.AMX` is true.
+Call only where `engine.cpu.host.AMX` is true: kernels that may are compiled everywhere, and on
+other hosts these instructions trap.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
+from engine.cpu.host import AMX
 from engine.cpu.jit import inlined
 from engine.cpu.simd import (
     bitcast,
@@ -35,8 +37,10 @@ _I8 = ir.IntType(8)
 
 
 def _tile_call(builder: Any, name: str, values: list[Any]) -> None:
-    kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
-    builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.{name}"), values)
+    kind = ir.FunctionType(ir.VoidType(), [value.type for value in values] if AMX else [])
+    function = f"llvm.x86.{name}" if AMX else "llvm.trap"
+    values = values if AMX else []
+    builder.call(cgutils.get_or_insert_function(builder.module, kind, function), values)
 
 
 def _plain(name: str, *tiles: int) -> Any:

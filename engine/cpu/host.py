@@ -1,20 +1,26 @@
-"""What the host's processor can do beyond what every LLVM target can."""
+"""What the processor we compile for can do beyond what every LLVM target can."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
 import sys
+from typing import Any
 
 from llvmlite import binding
+from numba.core.registry import cpu_target
+
+from engine.errors import InputError
 
 _ARCH_PRCTL = 158  # x86-64's system call number
 _REQUEST_PERMISSION, _TILE_DATA = 0x1023, 18
 
 
 def _has(*features: str) -> bool:
-    found = binding.get_host_cpu_features()
-    return all(found.get(feature, False) for feature in features)
+    """Whether Numba compiles for a processor with these: NUMBA_CPU_FEATURES may ask for less."""
+    target: Any = cpu_target.target_context
+    _, _, found = target.codegen().magic_tuple()
+    return {f"+{feature}" for feature in features} <= set(found.split(","))
 
 
 def _tiles_permitted() -> bool:
@@ -23,6 +29,23 @@ def _tiles_permitted() -> bool:
         return False
     return ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0
 
+
+def _convert_halves() -> None:
+    """Without F16C, LLVM leaves float16 to functions that compilers bring along."""
+    if platform.machine().lower() not in ("x86_64", "amd64") or _has("f16c"):
+        return
+    try:
+        library = ctypes.CDLL("libgcc_s.so.1")
+        for name in ("__extendhfsf2", "__truncsfhf2"):
+            address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+            binding.add_symbol(name, address)
+    except (OSError, AttributeError):
+        raise InputError(
+            "this processor has no F16C, and libgcc_s.so.1 of GCC 12 or later is not there either"
+        ) from None
+
+
+_convert_halves()
 
 AVX512 = _has("avx512f")
 """Registers of 64 bytes."""
