@@ -11,7 +11,8 @@ import numpy as np
 
 from engine.errors import InputError
 from engine.kv.cache import CacheType
-from engine.kv.formats import kv_format
+from engine.kv.format import Side
+from engine.kv.formats import kv_format, side_type
 from engine.kv.snapshot import open_snapshot, save_cache
 from engine.model.decoder import Decoder
 from engine.ops import Array
@@ -41,7 +42,7 @@ class Session:
         n_ctx = limit if n_ctx is None else n_ctx
         if not 0 < n_ctx <= limit:
             raise InputError(f"context of {n_ctx} tokens: the model takes 1 to {limit}")
-        types = (_cache_type(ctk, sink), _cache_type(ctv, sink))
+        types = (_cache_type(ctk, "k", sink), _cache_type(ctv, "v", sink))
         self.decoder, self.n_ctx = decoder, n_ctx
         self.cache = decoder.new_cache(types, n_ctx)
         self.tokens: list[int] = []
@@ -163,5 +164,7 @@ class Session:
             raise
 
 
-def _cache_type(kind: str | CacheType, sink: int) -> CacheType:
-    return kind if isinstance(kind, CacheType) else CacheType.of(kv_format(kind), sink)
+def _cache_type(kind: str | CacheType, side: Side, sink: int) -> CacheType:
+    if isinstance(kind, CacheType):
+        return kind
+    return CacheType.of(kv_format(side_type(kind, side)), sink)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from minikv.options import BackendOption, SinkOption
 from minikv.sources import DEFAULT
+
+if TYPE_CHECKING:
+    from engine.kv.format import Side
 
 _EXAMPLES = """\b
 Examples:
@@ -85,13 +88,15 @@ def _bench(
         numbers("-n", gens),
         tuple(pair(text) for text in pairs),
         numbers("-d", depths),
-        _names(ctk),
-        _names(ctv),
+        _names(ctk, "k"),
+        _names(ctv, "v"),
         repetitions,
         sink,
     )
     bench(model, plan, numbers("-t", threads), backend, output)
 
 
-def _names(lists: list[str]) -> tuple[str, ...]:
-    return tuple(name for text in lists for name in text.split(","))
+def _names(lists: list[str], side: Side) -> tuple[str, ...]:
+    from engine.kv.formats import side_type
+
+    return tuple(side_type(name, side) for text in lists for name in text.split(","))

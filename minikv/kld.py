@@ -19,14 +19,21 @@ from minikv.options import (
     TextOption,
     ThreadsOption,
     WindowOption,
+    of_side,
 )
 from minikv.sources import DEFAULT
 
 BaseCtkOption = Annotated[
-    str, typer.Option("--base-ctk", metavar="TYPE", help="The reference's type of keys.")
+    str,
+    typer.Option(
+        "--base-ctk", metavar="TYPE", help="The reference's type of keys.", callback=of_side("k")
+    ),
 ]
 BaseCtvOption = Annotated[
-    str, typer.Option("--base-ctv", metavar="TYPE", help="The reference's type of values.")
+    str,
+    typer.Option(
+        "--base-ctv", metavar="TYPE", help="The reference's type of values.", callback=of_side("v")
+    ),
 ]
 
 _EXAMPLES = """\b

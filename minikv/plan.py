@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from minikv.options import JsonOption, ModelOption
+from minikv.options import JsonOption, ModelOption, of_side
 from minikv.sources import DEFAULT
 
 _EXAMPLES = """\b
@@ -34,10 +34,23 @@ def _plan(
     ] = None,
     ctk: Annotated[
         str | None,
-        typer.Option("-ctk", "--ctk", metavar="LIST", help="Key types.  [default: all, K = V]"),
+        typer.Option(
+            "-ctk",
+            "--ctk",
+            metavar="LIST",
+            help="Key types.  [default: all, K = V]",
+            callback=of_side("k"),
+        ),
     ] = None,
     ctv: Annotated[
-        str | None, typer.Option("-ctv", "--ctv", metavar="LIST", help="Value types, likewise.")
+        str | None,
+        typer.Option(
+            "-ctv",
+            "--ctv",
+            metavar="LIST",
+            help="Value types, likewise.",
+            callback=of_side("v"),
+        ),
     ] = None,
     memory: Annotated[
         str | None,

@@ -17,6 +17,7 @@ from minikv.options import (
     TextOption,
     ThreadsOption,
     WindowOption,
+    of_side,
 )
 from minikv.sources import DEFAULT
 
@@ -42,10 +43,24 @@ app = typer.Typer(
 def _run(
     file: TextOption,
     ctk: Annotated[
-        str, typer.Option("-ctk", "--ctk", metavar="LIST", help="Key types, with commas between.")
+        str,
+        typer.Option(
+            "-ctk",
+            "--ctk",
+            metavar="LIST",
+            help="Key types, with commas between.",
+            callback=of_side("k"),
+        ),
     ],
     ctv: Annotated[
-        str, typer.Option("-ctv", "--ctv", metavar="LIST", help="Value types, likewise.")
+        str,
+        typer.Option(
+            "-ctv",
+            "--ctv",
+            metavar="LIST",
+            help="Value types, likewise.",
+            callback=of_side("v"),
+        ),
     ],
     database: Annotated[
         Path, typer.Option("--db", help="The results: made, or continued if it exists.")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine import load_model
+from engine.kv.formats import BEST
 from tools.kld import Divergence
 from tools.kld_report import Statistics, by_position, report
 from tools.windows import Settings
@@ -70,3 +71,11 @@ def test_what_cannot_be_measured_is_refused_in_one_line(minikv, model, text, arg
     assert (result.status, result.out) == (1, "")
     assert told in result.err
     assert len(result.err.splitlines()) == 1
+
+
+def test_aliases_of_types_are_told_as_the_types_of_each_side(minikv, model, text):
+    common = ["kld", "--backend", "reference", "-m", model, "-f", text, "-c", 16, "--chunks", 1]
+    best = ["-ctk", "best3", "-ctv", "best2", "--base-ctk", "best2", "--base-ctv", "best3"]
+    told = json.loads(minikv(*common, *best, "--json").out)
+    names = [told[name] for name in ("ctk", "ctv", "base_ctk", "base_ctv")]
+    assert names == [BEST["best3"]["k"], BEST["best2"]["v"], BEST["best2"]["k"], BEST["best3"]["v"]]

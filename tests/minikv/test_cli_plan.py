@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.kv.formats import KV_FORMATS
+from engine.kv.formats import BEST, KV_FORMATS
 from engine.model.load import open_checkpoint
 from minikv.plan_run import parse_size
 from tools.plan import Plan, types_of
@@ -109,3 +109,9 @@ def test_figures_of_another_model_are_refused(minikv, model, tmp_path):
     result = minikv("plan", "-m", model, "--db", path)
     assert (result.status, result.out) == (1, "")
     assert "holds results of other, not of" in result.err
+
+
+def test_lists_of_types_take_aliases(minikv, model):
+    out = minikv("plan", "-m", model, "-c", 128, "-ctk", "f16,best3", "-ctv", "best3", "--json").out
+    k, v = BEST["best3"]["k"], BEST["best3"]["v"]
+    assert [(p["ctk"], p["ctv"]) for p in json.loads(out)["pairs"]] == [("f16", v), (k, v)]

@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 
 from engine.errors import InputError
-from engine.kv.format import KVFormat
+from engine.kv.format import KVFormat, Side
 from engine.kv.formats.channels import CHANNELS
 from engine.kv.formats.floats import BF16, F16, F32
 from engine.kv.formats.hqq import HQQ
@@ -39,10 +39,18 @@ KV_FORMATS: dict[str, KVFormat] = {
 }
 """The types that are listed and tested one by one."""
 
+BEST: dict[str, dict[Side, str]] = {
+    "best3": {"k": "int3wfq", "v": "int3wf"},
+    "best2": {"k": "int3wfq", "v": "int2wf"},
+}
+"""Names of the pair that was measured to lose least within 3.5 and within 2.8 bits per value, keys
+and values together; `docs/results/best.md` has the table."""
+
 KV_TYPES = (
     f"{', '.join(f.name for f in _PLAIN)}, int{{2-8}}nsep[-sym][-raw][:PAGE], "
     "int{2-8}pchan[-asym][:PAGE], int{2-8}row[-asym], int{2-4}wf[q][:PAGE], "
-    "kivi{2-4}[-g64][:PAGE], hqq{2,3,4,8}:{32,64,128}; any of them[+h][+b|+nob]"
+    "kivi{2-4}[-g64][:PAGE], hqq{2,3,4,8}:{32,64,128}; any of them[+h][+b|+nob]; "
+    f"{', '.join(BEST)}"
 )
 """All names on one line, for help and error messages."""
 
@@ -64,6 +72,12 @@ def kv_format(text: str) -> KVFormat:
     if len(fields) < len(modifiers):  # an unknown one, or two of a kind
         raise InputError(f"{_shown(text)}: modifiers of {plain} are +h, and +b or +nob")
     return replace(found, modifiers=Modifiers(**fields))
+
+
+def side_type(text: str, side: Side) -> str:
+    """`text` with a name of `BEST` replaced by the type it means on this side."""
+    name = re.split("[:+]", text, maxsplit=1)[0]
+    return BEST[name][side] + text.removeprefix(name) if name in BEST else text
 
 
 def _shown(text: str) -> str:

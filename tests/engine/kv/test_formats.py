@@ -11,7 +11,7 @@ from rows import HEAD_DIMS, gaussian, pages
 from engine.errors import InputError
 from engine.kv.cache import CacheType
 from engine.kv.format import BlockFormat, KVFormat, Side, TokenFormat
-from engine.kv.formats import KV_FORMATS, KV_TYPES, kv_format
+from engine.kv.formats import BEST, KV_FORMATS, KV_TYPES, kv_format, side_type
 from engine.kv.formats.channels import ChannelFormat
 
 FORMATS = list(KV_FORMATS.values())
@@ -212,5 +212,20 @@ def test_a_wrong_name_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(InputError) as error:
         kv_format(text)
     message = str(error.value)
-    assert "\n" not in message and len(message) < 320
+    assert "\n" not in message and len(message) < 340
     assert "32 to 8192" in message or "page formats" in message or KV_TYPES in message
+
+
+@pytest.mark.parametrize(("alias", "most"), [("best3", 3.5), ("best2", 2.8)])
+def test_the_best_types_take_no_more_bits_than_they_promise(alias: str, most: float) -> None:
+    bits = [CacheType.of(kv_format(side_type(alias, s))).bits_per_value(64) for s in SIDES]
+    assert sum(bits) / 2 <= most
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_the_name_of_a_best_type_takes_what_a_type_takes(side: Side) -> None:
+    assert set(BEST) <= set(KV_TYPES.replace(";", ",").split(", "))
+    for alias, types in BEST.items():
+        assert side_type(f"{alias}:256+nob", side) == f"{types[side]}:256+nob"
+    assert side_type("int3nsep:64+h", side) == "int3nsep:64+h"
+    assert side_type("best30", side) == "best30"
