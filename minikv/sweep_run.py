@@ -82,9 +82,8 @@ def _watched(
         task = bar.add_task("cells", total=total)
         try:
             for pair, outcome in outcomes:
-                failed = outcome if isinstance(outcome, str) else outcome.error
-                if failed is not None:
-                    failures[pair] = failed
+                if isinstance(outcome, str):
+                    failures[pair] = outcome
                 console.print(_line(pair, outcome), markup=False, highlight=False, soft_wrap=True)
                 bar.advance(task)
         except KeyboardInterrupt:
@@ -99,5 +98,6 @@ def _line(pair: Pair, outcome: Outcome) -> str:
     if isinstance(outcome, str):
         return f"{name}: failed: {one_line(outcome)}"
     shown = [f"{f.title} {f.show(outcome.values[f.key])}" for f in figures([outcome])]
-    shown += [] if outcome.error is None else [f"failed: {one_line(outcome.error)}"]
+    silent = outcome.values.get("recall_errors")
+    shown += [f"{silent} targets unanswered"] if silent else []
     return f"{name}: {', '.join(shown)}; {outcome.values['seconds']:.1f} s"

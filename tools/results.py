@@ -26,7 +26,7 @@ CREATE TABLE IF NOT EXISTS identity (name TEXT PRIMARY KEY, value TEXT NOT NULL)
 CREATE TABLE IF NOT EXISTS note (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS cell (
     ctk TEXT, ctv TEXT,
-    values_json TEXT,  -- the figures; NULL if none was measured
+    values_json TEXT,  -- the figures; NULL if it failed
     nll BLOB,          -- float64 negative log likelihoods of all tokens, in order
     error TEXT,        -- why the cell failed; NULL if it is finished
     at REAL NOT NULL,  -- seconds since 1970
@@ -39,15 +39,11 @@ Pair = tuple[str, str]  # a cell's name: KV cache type of keys, of values
 
 @dataclass(frozen=True)
 class Cell:
-    """A measured cell.  `nll` float64 [tokens] is empty if nothing was scored.
-
-    `error` is the line on what of it failed: its other figures count, but it is not finished.
-    """
+    """A measured cell.  `nll` float64 [tokens] is empty if nothing was scored."""
 
     pair: Pair
     values: dict[str, Any]
     nll: np.ndarray
-    error: str | None = None
 
 
 Outcome = Cell | str  # what came of a cell; a line if nothing could be measured
@@ -108,15 +104,12 @@ class Results:
             return set(self._db.execute("SELECT ctk, ctv FROM cell WHERE error IS NULL"))
 
     def cells(self) -> list[Cell]:
-        """All cells with figures by name, those in which something failed among them."""
-        query = (
-            "SELECT ctk, ctv, values_json, nll, error FROM cell "
-            "WHERE values_json IS NOT NULL ORDER BY ctk, ctv"
-        )
+        """The finished cells by name."""
+        query = "SELECT ctk, ctv, values_json, nll FROM cell WHERE error IS NULL ORDER BY ctk, ctv"
         with self._checked():
             return [
-                Cell((ctk, ctv), json.loads(values), np.frombuffer(nll, "<f8"), error)
-                for ctk, ctv, values, nll, error in self._db.execute(query)
+                Cell((ctk, ctv), json.loads(values), np.frombuffer(nll, "<f8"))
+                for ctk, ctv, values, nll in self._db.execute(query)
             ]
 
     def errors(self) -> dict[Pair, str]:
@@ -137,7 +130,7 @@ class Results:
     def put(self, cell: Cell) -> None:
         """Keep a measured cell."""
         values = json.dumps(cell.values, allow_nan=False)
-        self._put(cell.pair, values, cell.nll.astype("<f8").tobytes(), cell.error)
+        self._put(cell.pair, values, cell.nll.astype("<f8").tobytes(), None)
 
     def put_error(self, pair: Pair, error: str) -> None:
         """Note why a cell failed."""

@@ -169,7 +169,7 @@ class Sweep:
         metrics, types = self.grid.metrics, self.windows.types(*pair, self.windows.settings.sink)
         bits_k, bits_v = bits_per_value(self.model, types)
         values: dict[str, Any] = {"bits_k": bits_k, "bits_v": bits_v}
-        nll, failed = np.zeros(0), None
+        nll = np.zeros(0)
         if "kld" in metrics:
             tokens = self._compared(types)
             values |= Statistics(tokens).values()
@@ -184,10 +184,9 @@ class Sweep:
             speed = tokens_per_second(self.model, self.windows.tokens[0], *pair)
             values["prefill_tps"], values["decode_tps"] = speed
         if self._recall is not None:
-            found, failed = self._recall.measure(pair)
-            values |= found
+            values |= self._recall.measure(pair)
         values |= {"tokens": len(nll), "seconds": time.perf_counter() - start}
-        return Cell(pair, values, nll, failed)
+        return Cell(pair, values, nll)
 
     def _compared(self, types: Types) -> Tokens:
         def compared(windows: Windows, index: int) -> Tokens:

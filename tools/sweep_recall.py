@@ -8,7 +8,7 @@ from typing import Any
 
 from tools.recall.answer import Answerer
 from tools.recall.function import PRIMARY
-from tools.recall.outcome import Outcome, Summary
+from tools.recall.outcome import Summary
 from tools.recall.prompt import message
 from tools.recall.random_bodies import RandomBodies
 from tools.recall.run import ask
@@ -49,10 +49,11 @@ class Recall:
         """All prompts."""
         return [message(self._corpus, target) for target in self._targets]
 
-    def measure(self, pair: Pair) -> tuple[dict[str, Any], str | None]:
-        """The figures of `pair` as JSON values, and the line on targets that got no answer.
+    def measure(self, pair: Pair) -> dict[str, Any]:
+        """The figures of `pair` as JSON values.
 
-        Those are in no figure but the count of errors.  `recall` is the share of targets that
+        Targets that got no answer, and greedy decoding would give none the next time either, are in
+        no figure but the count of errors.  `recall` is the share of targets that
         passed, `recall_lines` that of the lines asked for, both None if no target was answered;
         `recall_targets` are the lines matched by target, None for an error.
         """
@@ -60,7 +61,7 @@ class Recall:
         outcomes = [ask(self._corpus, target, answerer) for target in self._targets]
         scores = [outcome.score(False) for outcome in outcomes]
         found = Summary.of(scores)
-        values = {
+        return {
             "recall": found.passed / found.scored if found.scored else None,
             "recall_lines": (
                 found.primary_matched / (PRIMARY * found.scored) if found.scored else None
@@ -74,16 +75,3 @@ class Recall:
                 for outcome, score in zip(outcomes, scores, strict=True)
             },
         }
-        return values, _complaint(outcomes)
-
-
-def _complaint(outcomes: list[Outcome]) -> str | None:
-    """The targets without an answer in one line, None if there are none."""
-    failed = [outcome for outcome in outcomes if outcome.error is not None]
-    if not failed:
-        return None
-    first = failed[0]
-    return (
-        f"recall: {len(failed)} of {len(outcomes)} targets got no answer, "
-        f"the first {first.function.name}: {first.error}"
-    )

@@ -142,7 +142,7 @@ class Report:
         asked = [cell for cell in self.cells if "recall_targets" in cell.values]
         asked.sort(key=lambda cell: -(cell.values["recall_lines"] or 0))
         rows = [_recall_row(cell, self.recalls.get(cell.pair)) for cell in asked]
-        head = ["K/V", "passed", "95 % interval", "% of lines", "hallucinated"]
+        head = ["K/V", "passed", "95 % interval", "unanswered", "% of lines", "hallucinated"]
         head += ["lost", "won", "p", "Δ lines", "standard error", "p of Δ"]
         return _table(head, rows) + (
             "\n\nIntervals are Wilson's.  The rest is paired with the reference cell over the "
@@ -172,6 +172,7 @@ def _recall_row(cell: Cell, beside: PairedRecall | None) -> list[str]:
         "/".join(cell.pair),
         f"{cell.values['recall_passed']} of {cell.values['recall_scored']}",
         f"{100 * low:.0f} to {100 * high:.0f} %",
+        str(cell.values["recall_errors"]),
         _number(None if lines is None else 100 * lines, ".1f"),
         str(cell.values["recall_hallucinated"]),
     ]

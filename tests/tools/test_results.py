@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,14 +45,6 @@ def test_a_cell_with_an_error_is_not_done_until_it_succeeds(path: Path) -> None:
     assert results.errors() == {cell().pair: "out of luck"}
     results.put(cell())
     assert (results.done(), results.errors()) == ({cell().pair}, {})
-
-
-def test_what_was_measured_of_a_failed_cell_is_kept_and_not_done(path: Path) -> None:
-    results = Results(path, IDENTITY)
-    results.put(replace(cell(), error="half of it"))
-    (found,) = results.cells()
-    assert (found.values, found.error) == (cell().values, "half of it")
-    assert (results.done(), results.errors()) == (set(), {cell().pair: "half of it"})
 
 
 @pytest.mark.parametrize(

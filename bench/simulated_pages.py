@@ -1,0 +1,66 @@
+"""Packed pages beside simulated ones: the perplexity of both, by protocol pa.
+
+The simulated cache is float32 throughout; its one page is replaced by what the type's NumPy recipe
+(`encode`, then `decode`) makes of it.  The packed one is what every command runs: codes packed by
+the backend's kernels and read by its fused attention.
+
+    python -m bench.simulated_pages MODEL TEXT int3nsep [-c 1024] [--chunks 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from engine import Session, load_model
+from engine.kv.formats.floats import F32
+from tools.likelihood import negative_log_likelihood
+from tools.windows import Settings, Windows
+
+
+def simulated(windows: Windows, window: Sequence[int]) -> np.ndarray:
+    """-ln p of the window's second half, float64 [n_ctx / 2], through simulated pages."""
+    k, v = windows.types(windows.settings.ctk, windows.settings.ctv)
+    exact = [type(t)(F32, t.page_tokens, F32, modifiers=t.modifiers) for t in (k, v)]
+    session = windows.session((exact[0], exact[1]))
+    half = windows.first
+    logits = [row for _, row in session.score(window[:half], half - 1)]
+    _replace_pages(session, {"k": k, "v": v})
+    logits += [row for _, row in session.score(window[half:])]
+    return negative_log_likelihood(np.concatenate(logits), np.asarray(window[half:]))
+
+
+def _replace_pages(session: Session, types: dict) -> None:
+    for layer in session.cache.layers:
+        for side in (layer.k, layer.v):
+            stored, (page,) = types[side.side].format, side.pages
+            assert page is not None
+            packed = stored.encode(side.decode(0), side.side)
+            page[:] = F32.encode(stored.decode(packed, side.head_dim, side.side), side.side)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Perplexity of packed and of simulated pages.")
+    parser.add_argument("model", type=Path)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("type")
+    parser.add_argument("-c", "--ctx", type=int, default=1024)
+    parser.add_argument("--chunks", type=int, default=3)
+    args = parser.parse_args()
+    settings = Settings("pa", args.ctx, args.chunks, args.type, args.type)
+    windows = Windows(load_model(args.model), args.text.read_text(encoding="utf-8"), settings)
+    packed, replaced = [], []
+    for window in windows.tokens:
+        session = windows.session(windows.types(args.type, args.type))
+        pieces = windows.scored(session, window)
+        packed += [negative_log_likelihood(logits, targets) for targets, logits in pieces]
+        replaced.append(simulated(windows, window))
+    ppl = [float(np.exp(np.concatenate(nll).mean())) for nll in (packed, replaced)]
+    print(f"{args.type}: packed {ppl[0]:.5f}, simulated {ppl[1]:.5f}, {ppl[0] - ppl[1]:+.5f}")
+
+
+if __name__ == "__main__":
+    main()
