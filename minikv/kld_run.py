@@ -14,7 +14,7 @@ from minikv.ppl import read_text
 from minikv.run import ModelChoice
 from minikv.text import kv_name
 from tools.kld import Divergence, Tokens
-from tools.kld_report import HEADER, Depth, Statistics, by_position, report, running_line
+from tools.kld_report import HEADER, Depth, Statistics, by_position, by_window, report, running_line
 from tools.plots import check_plot, plot_depths
 from tools.ppl import files_sha256
 from tools.windows import Settings
@@ -89,14 +89,16 @@ def _result(
 ) -> dict[str, Any]:
     settings = measurement.settings
     bits_k, bits_v = measurement.bits()
+    windows = len(measurement.windows.tokens)
     return {
         **s.values(),
         "kld_by_position": [
             {"start": d.start, "end": d.end, "tokens": d.tokens, "mean_kld": d.kld.value}
             for d in depths
         ],
+        "by_window": by_window(s.tokens, windows),
         "tokens": len(s.tokens),
-        "windows": len(measurement.windows.tokens),
+        "windows": windows,
         "protocol": settings.protocol,
         "n_ctx": settings.n_ctx,
         "bos_per_window": measurement.windows.bos_per_window,

@@ -146,6 +146,13 @@ def by_position(tokens: Tokens, n_ctx: int, parts: int = 10) -> list[Depth]:
     return found
 
 
+def by_window(tokens: Tokens, windows: int) -> dict[str, list[float]]:
+    """Means of each of the `windows`, which scored equally many tokens: tokens of a window are not
+    independent, windows nearly are, so their spread tells how sure an estimate is."""
+    found = {"mean_kld": tokens.kld, "ln_ppl_ratio": tokens.nll - tokens.nll_base}
+    return {name: x.reshape(windows, -1).mean(axis=1).tolist() for name, x in found.items()}
+
+
 def _mean(x: np.ndarray) -> Estimate:
     return Estimate(float(x.mean()), _error(float(x.var()), len(x)))
 

@@ -36,6 +36,8 @@ def test_json_is_the_measurement_of_the_tool(minikv, model, text):
     names = ("tokens", "windows", "ctk", "ctv", "base_ctk", "base_ctv", "protocol", "n_ctx")
     assert [told[name] for name in names] == [93, 3, "q8_0", "q4_0", "f32", "bf16", "llama", 64]
     depths = [(d.start, d.tokens, d.kld.value) for d in by_position(tokens, 64)]
+    for name, means in told["by_window"].items():
+        assert len(means) == 3 and sum(means) / 3 == pytest.approx(told[name])
     parts = told["kld_by_position"]
     assert [(d["start"], d["tokens"], d["mean_kld"]) for d in parts] == depths
     assert len(told["model_sha256"]) == 64
