@@ -24,8 +24,9 @@ from dataclasses import dataclass, field
 from bench.ceiling import Ceiling
 from engine.checkpoint import Checkpoint
 from engine.config import available_cores
+from engine.kv.policy import Policy
 from engine.model.load import open_checkpoint
-from tools.plan import Plan, types_of
+from tools.plan import Plan
 from tools.results import Pair
 
 ROUNDS = 5
@@ -104,7 +105,7 @@ def token_nbytes(checkpoint: Checkpoint, pair: Pair, case: Case) -> int:
     if "output.weight" in tensors:  # else the embedding is the output matrix as well
         weights -= tensors["token_embd.weight"].data.nbytes
     _, generated, depth = case
-    return weights + Plan(checkpoint).cache(types_of(pair), depth + generated // 2)
+    return weights + Plan(checkpoint).cache(Policy.of(*pair), depth + generated // 2)
 
 
 def _cell(speeds: Mapping[Case, Sequence[float]], case: Case) -> str:

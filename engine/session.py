@@ -13,6 +13,7 @@ from engine.errors import InputError
 from engine.kv.cache import CacheType
 from engine.kv.format import Side
 from engine.kv.formats import kv_format, side_type
+from engine.kv.policy import Policy
 from engine.kv.snapshot import open_snapshot, save_cache
 from engine.model.decoder import Decoder
 from engine.ops import Array
@@ -25,8 +26,9 @@ class Session:
     """`tokens` are those whose keys and values are cached.
 
     `ctk` and `ctv` are KV cache types, by name or as a CacheType; the first `sink` tokens of named
-    types stay exact.  `n_ctx` is the most tokens the session can hold, by default the context the
-    model was trained for.  Raises InputError for an unknown type or a number out of range.
+    types stay exact.  Instead of these, `policy` says how each layer stores them.  `n_ctx` is the
+    most tokens the session can hold, by default the context the model was trained for.  Raises
+    InputError for an unknown type or a number out of range.
     """
 
     def __init__(
@@ -37,12 +39,15 @@ class Session:
         ctk: str | CacheType = "bf16",
         ctv: str | CacheType = "bf16",
         sink: int = 0,
+        policy: Policy | None = None,
     ) -> None:
         limit = decoder.spec.n_ctx_train
         n_ctx = limit if n_ctx is None else n_ctx
         if not 0 < n_ctx <= limit:
             raise InputError(f"context of {n_ctx} tokens: the model takes 1 to {limit}")
         types = (_cache_type(ctk, "k", sink), _cache_type(ctv, "v", sink))
+        if policy is not None:
+            types = policy.of_layers(len(decoder.spec.layers))
         self.decoder, self.n_ctx = decoder, n_ctx
         self.cache = decoder.new_cache(types, n_ctx)
         self.tokens: list[int] = []
@@ -57,6 +62,7 @@ class Session:
         n_ctx: int | None = None,
         ctk: str | CacheType | None = None,
         ctv: str | CacheType | None = None,
+        policy: Policy | None = None,
     ) -> Session:
         """The session that `save` wrote, as if it had never left: what is not given is as it was.
 
@@ -66,11 +72,17 @@ class Session:
         """
         with open_snapshot(path) as saved:
             check_model(saved, decoder)
+            pairs = [
+                (
+                    k if ctk is None else _cache_type(ctk, "k", 0),
+                    v if ctv is None else _cache_type(ctv, "v", 0),
+                )
+                for k, v in saved.types[: len(decoder.spec.layers)]
+            ]
             session = cls(
                 decoder,
                 n_ctx=saved.n_ctx if n_ctx is None else n_ctx,
-                ctk=saved.types[0] if ctk is None else ctk,
-                ctv=saved.types[1] if ctv is None else ctv,
+                policy=policy or Policy.by_layer(pairs),
             )
             session.tokens, session.notes = saved_contents(saved, decoder.spec.n_vocab)
             saved.fill(session.cache)
@@ -79,8 +91,11 @@ class Session:
     def save(self, path: str | Path) -> None:
         """Write the session to a file for `restore`, which is replaced only by a whole new one.
 
-        Raises InputError if the file cannot be written, or for a cache with exact first tokens.
+        Raises InputError if the file cannot be written, or for a cache with exact first tokens or
+        an exact window of the newest.
         """
+        if any(side.type.recent for layer in self.cache.layers for side in (layer.k, layer.v)):
+            raise InputError(f"{path}: sessions with exact newest tokens cannot be saved yet")
         if any(side.type.sink for layer in self.cache.layers for side in (layer.k, layer.v)):
             raise InputError(f"{path}: sessions with exact first tokens cannot be saved yet")
         about = {"model": identity(self.decoder), "tokens": self.tokens, "notes": self.notes}

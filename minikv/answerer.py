@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from engine import InputError, Model, Sampler, SamplerSpec
-from engine.kv.cache import CacheType
-from engine.kv.formats import kv_format
 from minikv.generate import Generation
 from minikv.run import ModelChoice
 from minikv.templates import encode_chat
+from minikv.text import kv_data
 from tools.ppl import files_sha256
 from tools.recall.answer import Answer, NoAnswer
 from tools.recall.prompt import EMPTY_THINK
@@ -35,14 +34,14 @@ class EngineAnswerer:
     @property
     def about(self) -> dict[str, Any]:
         choice = self._choice
-        k, v = (CacheType.of(kv_format(name), choice.sink) for name in (choice.ctk, choice.ctv))
-        bits_k, bits_v = bits_per_value(self._model, (k, v))
+        bits_k, bits_v = bits_per_value(self._model.spec, choice.kv)
+        stored = kv_data(choice)
+        if not stored["sink"]:
+            del stored["sink"]  # dumps without them go on
         return {
             "model": choice.model,
             "model_sha256": files_sha256(self._model.checkpoint.paths),
-            "ctk": choice.ctk,
-            "ctv": choice.ctv,
-            **({"sink": choice.sink} if choice.sink else {}),  # dumps without them go on
+            **stored,
             "bits_k": round(bits_k, 4),
             "bits_v": round(bits_v, 4),
             "backend": choice.backend,

@@ -25,10 +25,12 @@ from minikv.options import (
     CtvOption,
     JsonOption,
     ModelOption,
+    PolicyOption,
     SinkOption,
     TextOption,
     ThreadsOption,
     WindowOption,
+    kv_policy,
 )
 from minikv.plan import app as plan
 from minikv.recall import app as recall
@@ -133,6 +135,7 @@ def _run(
     ctk: CtkOption = "bf16",
     ctv: CtvOption = "bf16",
     sink: SinkOption = 0,
+    policy: PolicyOption = None,
     n_ctx: Annotated[
         int | None,
         typer.Option("-c", "--ctx-size", help="Context in tokens.  [default: the model's]"),
@@ -183,8 +186,11 @@ def _run(
 
     if session is not None and sink:
         raise InputError(f"--kv-sink {sink}: a conversation kept by --session takes 0")
+    stored = kv_policy(context, policy)
+    if session is not None and stored is not None and (stored.sink or stored.recent):
+        raise InputError(f"{policy}: a conversation kept by --session takes no sink and no recent")
     sampling = SamplerSpec(temp, top_k, top_p, min_p, repeat_penalty, seed)
-    choice = ModelChoice(model, ctk, ctv, n_ctx, threads, backend, sink)
+    choice = ModelChoice(model, ctk, ctv, n_ctx, threads, backend, sink, stored)
     answering = Answering(sampling, limit, system, raw)
     keeping = Keeping(session, *(_given(context, name) for name in ("ctk", "ctv")))
     if prompt is not None or not sys.stdin.isatty():
@@ -207,13 +213,18 @@ Examples:
 
 @app.command("info", epilog=_INFO_EXAMPLES)
 def _info(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="Alias, path or hf:org/repo[:file].")],
+    policy: Annotated[
+        Path | None,
+        typer.Option("--kv-policy", metavar="FILE", help="Add what this policy takes."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a model is made of, and what its KV cache takes in every type."""
     from minikv.info import info
 
-    info(model, as_json)
+    info(model, kv_policy(context, policy), as_json)
 
 
 _PULL_EXAMPLES = """\b
@@ -243,12 +254,14 @@ _PPL_EXAMPLES = """\b
 Examples:
   minikv ppl -f wiki.test.raw --chunks 10
   minikv ppl -m qwen2.5-coder-1.5b -f wiki.test.raw -c 1024 -ctk q8_0 -ctv int3nsep
+  minikv ppl -f wiki.test.raw --protocol decode --kv-policy mixed.toml
   minikv ppl -f wiki.test.raw --protocol decode -c 8192 --chunks 1 --json
 """
 
 
 @app.command("ppl", epilog=_PPL_EXAMPLES)
 def _ppl(
+    context: typer.Context,
     file: TextOption,
     model: ModelOption = DEFAULT,
     protocol: Annotated[
@@ -261,6 +274,7 @@ def _ppl(
     ctk: CtkOption = "bf16",
     ctv: CtvOption = "bf16",
     sink: SinkOption = 0,
+    policy: PolicyOption = None,
     n_ctx: WindowOption = 512,
     chunks: ChunksOption = None,
     bos_per_window: BosOption = None,
@@ -273,5 +287,7 @@ def _ppl(
     from minikv.run import ModelChoice
     from tools.windows import Settings
 
-    choice = ModelChoice(model, ctk, ctv, n_ctx, threads, backend, sink)
-    ppl(choice, file, Settings(protocol, n_ctx, chunks, ctk, ctv, bos_per_window, sink), as_json)
+    stored = kv_policy(context, policy)
+    choice = ModelChoice(model, ctk, ctv, n_ctx, threads, backend, sink, stored)
+    settings = Settings(protocol, n_ctx, chunks, ctk, ctv, bos_per_window, sink, stored)
+    ppl(choice, file, settings, as_json)

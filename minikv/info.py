@@ -14,8 +14,8 @@ from rich.table import Table
 
 from engine import InputError
 from engine.checkpoint import Checkpoint
-from engine.kv.cache import CacheType
 from engine.kv.formats import F16, KV_FORMATS
+from engine.kv.policy import Policy
 from engine.model.archs import spec_of
 from engine.model.load import open_checkpoint
 from engine.model.spec import AttentionSpec, ModelSpec
@@ -23,18 +23,19 @@ from engine.tokenizer import tokenizer_from_folder
 from minikv.progress import TerminalProgress
 from minikv.sources import CATALOGUE, resolve
 from minikv.text import one_line, size
+from tools.windows import bits_per_value
 
 
-def info(name: str, as_json: bool) -> None:
-    """Print what the model `name` is made of on stdout."""
-    described = describe(name, resolve(name, progress=TerminalProgress()))
+def info(name: str, policy: Policy | None, as_json: bool) -> None:
+    """Print what the model `name` is made of on stdout, and what `policy` takes."""
+    described = describe(name, resolve(name, progress=TerminalProgress()), policy)
     if as_json:
         print(json.dumps(described))
     else:
         _print(described)
 
 
-def describe(name: str, path: Path) -> dict[str, Any]:
+def describe(name: str, path: Path, policy: Policy | None = None) -> dict[str, Any]:
     """The model at `path`, which the user called `name`, as JSON values."""
     checkpoint = open_checkpoint(path)
     spec, meta = spec_of(checkpoint), checkpoint.metadata
@@ -59,34 +60,30 @@ def describe(name: str, path: Path) -> dict[str, Any]:
         "windows": [{"tokens": w, "layers": n} for w, n in _windows(attention)],
         "tokenizer": _tokenizer(checkpoint),
         "tensor_types": _tensor_types(checkpoint),
-        "kv": [vars(cost) for cost in kv_costs(spec)],
+        "kv": [vars(cost) for cost in kv_costs(spec, policy)],
     }
 
 
 @dataclass(frozen=True)
 class KVCost:
-    """One cache type, used for keys and values: a full page's bits and bytes, metadata included."""
+    """One cache type, used for keys and values, or one policy: a full page's bits and bytes,
+    metadata included."""
 
     type: str
     bits_per_value: float
     bytes_per_token: float
 
 
-def kv_costs(spec: ModelSpec) -> list[KVCost]:
-    """What every cache type takes for `spec`."""
-    # keys and values of a token, over all layers
-    widths = [(2 * a.kv_heads * a.head_dim, a.head_dim) for a in _attention(spec)]
-    values = sum(width for width, _ in widths)
+def kv_costs(spec: ModelSpec, policy: Policy | None) -> list[KVCost]:
+    """What every cache type takes for `spec`, and `policy`."""
+    # keys, or values, of a token over all layers
+    values = sum(layer.attention.kv_heads * layer.attention.head_dim for layer in spec.layers)
+    every = {name: Policy.of(name, name) for name in KV_FORMATS}
     costs = []
-    for name, kv_format in KV_FORMATS.items():
-        kind = CacheType.of(kv_format)
-        bits = sum(width * kind.bits_per_value(dim) for width, dim in widths)
-        costs.append(KVCost(name, bits / values, bits / 8))
+    for name, stored in (every if policy is None else every | {policy.name: policy}).items():
+        bits = sum(bits_per_value(spec, stored))
+        costs.append(KVCost(name, bits / 2, bits * values / 8))
     return costs
-
-
-def _attention(spec: ModelSpec) -> list[AttentionSpec]:
-    return [layer.attention for layer in spec.layers]
 
 
 def _distinct(values: Any) -> int | list[int]:
@@ -170,7 +167,9 @@ def _kv_table(d: dict[str, Any]) -> Table:
     for cost in d["kv"]:
         nbytes = cost["bytes_per_token"]
         ratio = f"{nbytes / f16:.2f}x"
-        rows.add_row(cost["type"], f"{cost['bits_per_value']:.2f}", f"{nbytes:,.0f}", ratio)
+        rows.add_row(
+            one_line(cost["type"]), f"{cost['bits_per_value']:.2f}", f"{nbytes:,.0f}", ratio
+        )
     return rows
 
 

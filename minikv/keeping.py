@@ -39,7 +39,9 @@ class Keeping:
         if path is None or not path.exists():
             session = choice.session(model)
         else:
-            session = Session.restore(model, path, n_ctx=choice.n_ctx, ctk=self.ctk, ctv=self.ctv)
+            session = Session.restore(
+                model, path, n_ctx=choice.n_ctx, ctk=self.ctk, ctv=self.ctv, policy=choice.policy
+            )
         try:
             yield model, session
         finally:

@@ -15,10 +15,12 @@ from minikv.options import (
     CtvOption,
     JsonOption,
     ModelOption,
+    PolicyOption,
     SinkOption,
     TextOption,
     ThreadsOption,
     WindowOption,
+    kv_policy,
     of_side,
 )
 from minikv.sources import DEFAULT
@@ -48,6 +50,7 @@ app = typer.Typer(rich_markup_mode=None)
 
 @app.command("kld", epilog=_EXAMPLES)
 def _kld(
+    context: typer.Context,
     file: TextOption,
     model: ModelOption = DEFAULT,
     protocol: Annotated[
@@ -56,6 +59,7 @@ def _kld(
     ctk: CtkOption = "bf16",
     ctv: CtvOption = "bf16",
     sink: SinkOption = 0,
+    policy: PolicyOption = None,
     base_ctk: BaseCtkOption = "f16",
     base_ctv: BaseCtvOption = "f16",
     n_ctx: WindowOption = 512,
@@ -77,6 +81,7 @@ def _kld(
     from minikv.run import ModelChoice
     from tools.windows import Settings
 
-    choice = ModelChoice(model, ctk, ctv, n_ctx, threads, backend, sink)
-    settings = Settings(protocol, n_ctx, chunks, ctk, ctv, bos_per_window, sink)
+    stored = kv_policy(context, policy)
+    choice = ModelChoice(model, ctk, ctv, n_ctx, threads, backend, sink, stored)
+    settings = Settings(protocol, n_ctx, chunks, ctk, ctv, bos_per_window, sink, stored)
     kld(choice, file, settings, (base_ctk, base_ctv), plot, as_json)

@@ -12,7 +12,7 @@ from engine import Model
 from engine.kv.formats import kv_format
 from minikv.ppl import read_text
 from minikv.run import ModelChoice
-from minikv.text import kv_name
+from minikv.text import kv_data, one_line
 from tools.kld import Divergence, Tokens
 from tools.kld_report import HEADER, Depth, Statistics, by_position, by_window, report, running_line
 from tools.plots import check_plot, plot_depths
@@ -43,7 +43,7 @@ def kld(
     seconds = time.perf_counter() - start
     statistics = Statistics(tokens)
     depths = by_position(tokens, settings.n_ctx)
-    names = kv_name(settings.ctk, settings.ctv, settings.sink), kv_name(*base)
+    names = one_line(settings.kv.name), "/".join(base)
     if plot is not None:
         points = by_position(tokens, settings.n_ctx, _PLOT_PARTS)
         plot_depths(points, f"{choice.model}: {names[0]} against {names[1]}", plot)
@@ -104,9 +104,7 @@ def _result(
         "bos_per_window": measurement.windows.bos_per_window,
         "model": choice.model,
         "model_sha256": files_sha256(model.checkpoint.paths),
-        "ctk": settings.ctk,
-        "ctv": settings.ctv,
-        "sink": settings.sink,
+        **kv_data(settings),
         "base_ctk": measurement.base[0],
         "base_ctv": measurement.base[1],
         "bits_k": bits_k,

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from engine.errors import InputError
+
 if TYPE_CHECKING:  # the help loads no engine
     from engine.kv.format import Side
+    from engine.kv.policy import Policy
 
 
 class RunsByDefault(TyperGroup):
@@ -32,6 +35,22 @@ def of_side(side: Side) -> Callable[[str | None], str | None]:
         return types and ",".join(side_type(name, side) for name in types.split(","))
 
     return resolved
+
+
+def kv_policy(context: typer.Context, path: Path | None) -> Policy | None:
+    """The policy in the file of --kv-policy, None without one.
+
+    Raises InputError for a file that is no policy, and beside an option that it replaces.
+    """
+    if path is None:
+        return None
+    for name, option in (("ctk", "--ctk"), ("ctv", "--ctv"), ("sink", "--kv-sink")):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise InputError(f"--kv-policy {path}: it says what {option} says; give one of them")
+    from engine.kv.policy_file import read_policy
+
+    return read_policy(path)
 
 
 ModelOption = Annotated[
@@ -64,6 +83,14 @@ SinkOption = Annotated[
     int,
     typer.Option(
         "--kv-sink", metavar="N", help="Keep the first N tokens of a sequence exact, such as 4."
+    ),
+]
+PolicyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--kv-policy",
+        metavar="FILE",
+        help="Instead: types by layer, sinks and an exact window of the newest tokens, in TOML.",
     ),
 ]
 ThreadsOption = Annotated[

@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from minikv.options import JsonOption, ModelOption, of_side
+from minikv.options import (
+    JsonOption,
+    ModelOption,
+    PolicyOption,
+    SinkOption,
+    kv_policy,
+    of_side,
+)
 from minikv.sources import DEFAULT
 
 _EXAMPLES = """\b
@@ -22,6 +29,7 @@ app = typer.Typer(rich_markup_mode=None)
 
 @app.command("plan", epilog=_EXAMPLES)
 def _plan(
+    context: typer.Context,
     model: ModelOption = DEFAULT,
     contexts: Annotated[
         str | None,
@@ -52,6 +60,8 @@ def _plan(
             callback=of_side("v"),
         ),
     ] = None,
+    sink: SinkOption = 0,
+    policy: PolicyOption = None,
     memory: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="Tell the largest context within it: 8G, 512M, ..."),
@@ -71,6 +81,8 @@ def _plan(
     The totals are of weights, cache and scratch, which is estimated from above.  A cache holds full
     pages, and page types (nsep, pchan) their newest page in bf16 as well.
     """
-    from minikv.plan_run import Request, plan
+    from minikv.plan_run import Request, pairs, plan
 
-    plan(model, Request.of(contexts, ctk, ctv, memory, database, bound), as_json)
+    stored = kv_policy(context, policy)
+    policies = pairs(ctk, ctv, sink) if stored is None else {(stored.name, stored.name): stored}
+    plan(model, Request.of(contexts, policies, memory, database, bound), as_json)

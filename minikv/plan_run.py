@@ -13,15 +13,18 @@ from rich.console import Console
 
 from engine import InputError
 from engine.kv.formats import BF16, KV_FORMATS
+from engine.kv.policy import Policy
 from engine.model.load import open_checkpoint
 from minikv.info import table
 from minikv.progress import TerminalProgress
 from minikv.sources import resolve
-from minikv.text import size
+from minikv.text import one_line, size
 from tools.doctor import BOUND
-from tools.plan import Plan, cheapest, types_of
+from tools.plan import Plan, cheapest
 from tools.ppl import files_sha256
 from tools.results import Cell, Pair, Results
+
+Policies = dict[Pair, Policy]  # by the names of the keys' and the values' types
 
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
@@ -31,7 +34,7 @@ class Request:
     """What is asked.  Empty `contexts` are the model's choice, `memory` None means no budget."""
 
     contexts: tuple[int, ...]
-    pairs: tuple[Pair, ...]
+    policies: Policies
     memory: int | None
     database: Path | None
     bound: float
@@ -40,8 +43,7 @@ class Request:
     def of(
         cls,
         contexts: str | None,
-        ctk: str | None,
-        ctv: str | None,
+        policies: Policies,
         memory: str | None,
         database: Path | None,
         bound: float | None,
@@ -51,7 +53,7 @@ class Request:
             raise InputError("--bound needs --db: only what a sweep has measured can be judged")
         return cls(
             () if contexts is None else tuple(map(_context, _items(contexts, "-c"))),
-            _pairs(ctk, ctv),
+            policies,
             None if memory is None else parse_size(memory),
             database,
             BOUND if bound is None else bound,
@@ -77,7 +79,8 @@ def plan(name: str, request: Request, as_json: bool) -> None:
     if results is not None:
         _check_model(results, files_sha256(checkpoint.paths), name)
         cell = cheapest(results, found, contexts[-1], request.bound)
-        described["cheapest"] = _cheapest(found, request, cell, contexts[-1])
+        sink = results.identity.get("sink", 0)
+        described["cheapest"] = _cheapest(found, request, cell, sink, contexts[-1])
     if as_json:
         print(json.dumps(described))
     else:
@@ -92,31 +95,37 @@ def _describe(
         "n_ctx_train": found.spec.n_ctx_train,
         "weights_bytes": found.weights,
         "memory_bytes": request.memory,
-        "pairs": [_pair(found, request, pair, contexts) for pair in request.pairs],
+        "pairs": [_pair(found, request, *each, contexts) for each in request.policies.items()],
     }
 
 
-def _pair(found: Plan, request: Request, pair: Pair, contexts: tuple[int, ...]) -> dict[str, Any]:
-    types = types_of(pair)
+def _pair(
+    found: Plan, request: Request, pair: Pair, policy: Policy, contexts: tuple[int, ...]
+) -> dict[str, Any]:
     sizes = [
         {
             "n_ctx": n,
-            "cache_bytes": found.cache_most(types, n),
-            "scratch_bytes": found.scratch(types, n),
-            "total_bytes": found.total(types, n),
+            "cache_bytes": found.cache_most(policy, n),
+            "scratch_bytes": found.scratch(policy, n),
+            "total_bytes": found.total(policy, n),
         }
         for n in contexts
     ]
-    described: dict[str, Any] = {"ctk": pair[0], "ctv": pair[1], "contexts": sizes}
+    described: dict[str, Any] = {
+        "ctk": pair[0], "ctv": pair[1], "sink": policy.sink, "recent": policy.recent,
+        "contexts": sizes,
+    }  # fmt: skip
     if request.memory is not None:
-        described["largest_context"] = found.largest_context(types, request.memory)
+        described["largest_context"] = found.largest_context(policy, request.memory)
     return described
 
 
-def _cheapest(found: Plan, request: Request, cell: Cell | None, n_ctx: int) -> dict[str, Any]:
+def _cheapest(
+    found: Plan, request: Request, cell: Cell | None, sink: int, n_ctx: int
+) -> dict[str, Any]:
     chosen: dict[str, Any] = {"bound": request.bound, "pair": None}
     if cell is not None:
-        chosen["pair"] = _pair(found, request, cell.pair, (n_ctx,))
+        chosen["pair"] = _pair(found, request, cell.pair, Policy.of(*cell.pair, sink), (n_ctx,))
         chosen["mean_kld"] = cell.values["mean_kld"]
     return chosen
 
@@ -134,7 +143,8 @@ def _print(d: dict[str, Any]) -> None:
     rows = table("KV type", *headings)
     for pair in d["pairs"]:
         k, v = pair["ctk"], pair["ctv"]
-        rows.add_row(k if k == v else f"{k}/{v}", *_cells(pair, d["n_ctx_train"]))
+        name = one_line(k if k == v else f"{k}/{v}")
+        rows.add_row(name, *_cells(pair, d["n_ctx_train"]))
     console.print(rows)
     if "cheapest" in d:
         console.print(f"\n{_cheapest_line(d['cheapest'])}")
@@ -186,14 +196,13 @@ def _context(text: str) -> int:
     return int(text)
 
 
-def _pairs(ctk: str | None, ctv: str | None) -> tuple[Pair, ...]:
-    """Every pair of the lists; every listed type for both sides if there are none."""
+def pairs(ctk: str | None, ctv: str | None, sink: int) -> Policies:
+    """Every pair of the lists, the first `sink` tokens exact; every listed type for both sides if
+    there are none.  Raises InputError for a name that is no type's."""
+    every = product(_items(ctk, "-ctk"), _items(ctv, "-ctv"))
     if ctk is None and ctv is None:
-        return tuple((name, name) for name in KV_FORMATS)
-    pairs = tuple(product(_items(ctk, "-ctk"), _items(ctv, "-ctv")))
-    for pair in pairs:
-        types_of(pair)  # refuses unknown names before a download
-    return pairs
+        every = ((name, name) for name in KV_FORMATS)
+    return {(k, v): Policy.of(k, v, sink) for k, v in every}
 
 
 def _items(text: str | None, option: str) -> list[str]:

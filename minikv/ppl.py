@@ -11,7 +11,7 @@ from typing import Any
 
 from engine import InputError, Model
 from minikv.run import ModelChoice
-from minikv.text import kv_name
+from minikv.text import kv_data, one_line
 from tools.ppl import Perplexity, Score, files_sha256
 from tools.windows import Settings
 
@@ -31,7 +31,7 @@ def ppl(choice: ModelChoice, file: Path, settings: Settings, as_json: bool) -> N
         print(json.dumps(result))
     else:
         print(
-            f"KV {kv_name(settings.ctk, settings.ctv, settings.sink)}: "
+            f"KV {one_line(settings.kv.name)}: "
             f"{result['bits_k']:.2f}/{result['bits_v']:.2f} "
             f"bits per value; {score.tokens} tokens scored in {seconds:.1f} s"
         )
@@ -63,9 +63,7 @@ def _result(
         "bos_per_window": measurement.bos_per_window,
         "model": choice.model,
         "model_sha256": files_sha256(model.checkpoint.paths),
-        "ctk": settings.ctk,
-        "ctv": settings.ctv,
-        "sink": settings.sink,
+        **kv_data(settings),
         "bits_k": bits_k,
         "bits_v": bits_v,
         "backend": choice.backend,

@@ -13,9 +13,11 @@ from minikv.options import (
     CtvOption,
     JsonOption,
     ModelOption,
+    PolicyOption,
     RunsByDefault,
     SinkOption,
     ThreadsOption,
+    kv_policy,
 )
 from minikv.sources import DEFAULT
 from minikv.text import SECRET
@@ -42,7 +44,7 @@ RelaxOption = Annotated[
 ]
 
 
-_ENGINE_ONLY = ("ctk", "ctv", "sink", "n_ctx", "threads", "backend")
+_ENGINE_ONLY = ("ctk", "ctv", "sink", "policy", "n_ctx", "threads", "backend")
 
 
 @app.command("run", epilog=_EXAMPLES)
@@ -61,6 +63,7 @@ def _run(
     ctk: CtkOption = "bf16",
     ctv: CtvOption = "bf16",
     sink: SinkOption = 0,
+    policy: PolicyOption = None,
     n_ctx: Annotated[
         int | None,
         typer.Option("-c", "--ctx-size", help="Context in tokens.  [default: the model's]"),
@@ -117,7 +120,8 @@ def _run(
     given = {"functions": functions, "value_len": value_len, "confusable": confusable}
     knobs = {name: value for name, value in given.items() if value is not None}
     asking = Asking(corpus, knobs, k, seed, limit, prefill_no_think, relax_indent)
-    choice = ModelChoice(model, ctk, ctv, n_ctx, threads, backend, sink)
+    stored = kv_policy(context, policy)
+    choice = ModelChoice(model, ctk, ctv, n_ctx, threads, backend, sink, stored)
     if base_url is None:
         if api_key is not None:
             raise typer.BadParameter(f"{SECRET}: there is no server; give --base-url too")
@@ -133,7 +137,9 @@ def _refuse_engine_options(context: typer.Context) -> None:
     for name in _ENGINE_ONLY:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
-            option = {"n_ctx": "-c", "sink": "--kv-sink"}.get(name, f"--{name}")
+            option = {"n_ctx": "-c", "sink": "--kv-sink", "policy": "--kv-policy"}.get(
+                name, f"--{name}"
+            )
             raise typer.BadParameter(f"{option}: the server of --base-url decides that itself")
 
 

@@ -8,14 +8,14 @@ from engine import Session
 from engine.kv.format import PAGE
 from engine.kv.formats import F16
 from minikv.generate import Generation
-from minikv.text import kv_name, size
+from minikv.text import size
 
 
 def closing_line(generation: Generation, session: Session) -> str:
     """Tokens and speed of prompt and answer, and the cache's size against f16."""
     g = generation
     cached = f" (+{g.cached_tokens} cached)" if g.cached_tokens else ""
-    name = kv_name(*cache_types(session), sinks(session))
+    name = "/".join(cache_types(session)) + exact_tokens(session)
     return " | ".join(
         (
             f"prompt {g.prompt_tokens} tokens{cached}{_speed(g.prompt_tokens, g.prompt_seconds)}",
@@ -46,6 +46,7 @@ def as_data(generation: Generation, session: Session) -> dict[str, Any]:
             "ctk": k,
             "ctv": v,
             "sink": sinks(session),
+            "recent": recent(session),
             "n_ctx": session.n_ctx,
             "tokens": len(session.tokens),
             "bytes": session.cache.nbytes,
@@ -55,14 +56,27 @@ def as_data(generation: Generation, session: Session) -> dict[str, Any]:
 
 
 def cache_types(session: Session) -> tuple[str, str]:
-    """The names of the key and value types."""
-    layer = session.cache.layers[0]
-    return layer.k.type.name, layer.v.type.name
+    """The names of the key and value types, several with commas between, in order of the layers."""
+    pairs = [(layer.k.type.name, layer.v.type.name) for layer in session.cache.layers]
+    k, v = (",".join(dict.fromkeys(names)) for names in zip(*pairs, strict=True))
+    return k, v
 
 
 def sinks(session: Session) -> int:
     """How many first tokens stay exact."""
     return session.cache.layers[0].k.type.sink
+
+
+def recent(session: Session) -> int:
+    """How many of the newest tokens are exact at least, where any are."""
+    sides = (side for layer in session.cache.layers for side in (layer.k, layer.v))
+    return max(side.type.recent for side in sides)
+
+
+def exact_tokens(session: Session) -> str:
+    """What stands behind the names of types: "+sink4+recent128"."""
+    counts = {"sink": sinks(session), "recent": recent(session)}
+    return "".join(f"+{name}{n}" for name, n in counts.items() if n)
 
 
 def f16_nbytes(session: Session) -> int:
@@ -71,8 +85,8 @@ def f16_nbytes(session: Session) -> int:
     for layer in session.cache.layers:
         pages = -(-layer.n // PAGE)
         if layer.window is not None:
-            # whole pages are freed one page behind the window, as `LayerCache.seal` does
-            pages -= max(0, (layer.n - layer.window - PAGE) // PAGE)
+            # pages are freed one page behind the window, as `LayerCache.evict` does
+            pages -= max(0, layer.n // PAGE * PAGE - layer.window - PAGE) // PAGE
         for side in (layer.k, layer.v):
             total += pages * side.kv_heads * F16.page_nbytes(PAGE, side.head_dim)
     return total

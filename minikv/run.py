@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from engine import InputError, Model, Sampler, SamplerSpec, Session
 from engine.backends import new_ops
-from engine.kv.cache import CacheType
-from engine.kv.formats import kv_format
+from engine.kv.policy import Policy
+from engine.model.archs import spec_of
 from engine.model.load import open_checkpoint
 from engine.tokenizer import Tokenizer
 from minikv.generate import Generation
@@ -37,21 +37,29 @@ class ModelChoice:
     threads: int | None
     backend: str
     sink: int = 0
+    policy: Policy | None = None  # in the place of ctk, ctv and sink
+
+    @property
+    def kv(self) -> Policy:
+        """How the cache is stored.  Raises InputError for a name that is no type's."""
+        return self.policy or Policy.of(self.ctk, self.ctv, self.sink)
 
     def load(self) -> Model:
         """The model, downloaded first if need be; whatever can be refused before that is."""
-        k, v = (CacheType.of(kv_format(name), self.sink) for name in (self.ctk, self.ctv))
+        policy = self.kv
         ops = new_ops(self.backend, self.threads)
-        path = resolve(self.model, progress=TerminalProgress())
-        model = Model(open_checkpoint(path), ops)
+        checkpoint = open_checkpoint(resolve(self.model, progress=TerminalProgress()))
+        policy.of_layers(len(spec_of(checkpoint).layers))
+        model = Model(checkpoint, ops)
         if sys.stderr.isatty() and self.backend == "cpu":
             announce_compilation(lambda: note("compiling kernels for this CPU, once"))
-        for line in model.cautions((k, v)):
+        pairs = policy.every()
+        for line in dict.fromkeys(line for pair in pairs for line in model.cautions(pair)):
             note(line)
         return model
 
     def session(self, model: Model) -> Session:
-        return Session(model, n_ctx=self.n_ctx, ctk=self.ctk, ctv=self.ctv, sink=self.sink)
+        return Session(model, n_ctx=self.n_ctx, policy=self.kv)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import shlex
 import sys
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from engine.kv.policy import Policy
 
 SECRET = "--api-key"  # an option whose value is nobody's business
 
@@ -35,6 +39,22 @@ def one_line(text: str) -> str:
     return "".join(char if char.isprintable() else "\ufffd" for char in text)
 
 
-def kv_name(ctk: str, ctv: str, sink: int = 0) -> str:
-    """How a cache is called: types of keys and values, and how many first tokens stay exact."""
-    return f"{ctk}/{ctv}+sink{sink}" if sink else f"{ctk}/{ctv}"
+class StoredCache(Protocol):
+    """What says how a cache is stored."""
+
+    @property
+    def ctk(self) -> str: ...
+    @property
+    def ctv(self) -> str: ...
+    @property
+    def kv(self) -> Policy: ...
+    @property
+    def policy(self) -> Policy | None: ...
+
+
+def kv_data(stored: StoredCache) -> dict[str, Any]:
+    """How a cache is stored, as JSON values: the types asked for, or a policy by its file's name
+    and digest, which then stands for both."""
+    kv, name = stored.kv, None if stored.policy is None else stored.policy.name
+    found = {"ctk": name or stored.ctk, "ctv": name or stored.ctv, "sink": kv.sink}
+    return found if name is None else found | {"recent": kv.recent}

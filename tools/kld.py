@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from engine.kv.policy import Policy
 from engine.model.load import Model
 from engine.ops import Ops
 from tools.likelihood import divergence
@@ -61,7 +62,7 @@ def compare(ops: Ops, pieces: Pieces, first: int) -> Tokens:
 
 
 class Divergence:
-    """One measurement of `settings.ctk` and `ctv` against the types `base`.
+    """One measurement of what `settings.kv` stores against the types `base`.
 
     Iterating scores window after window and yields the Tokens so far.  Raises InputError for a text
     too short, a context out of range or an unknown name.
@@ -72,8 +73,8 @@ class Divergence:
     ) -> None:
         self.settings, self.base = settings, base
         self.windows = Windows(model, text, settings)
-        self.types = self.windows.types(settings.ctk, settings.ctv, settings.sink)
-        self._base_types = self.windows.types(*base)
+        self.policy = self.windows.stored(settings.kv)
+        self._base_policy = self.windows.stored(Policy.of(*base))
 
     def __iter__(self) -> Iterator[Tokens]:
         done: list[Tokens] = []
@@ -83,15 +84,15 @@ class Divergence:
 
     def bits(self) -> tuple[float, float]:
         """Bits per value of the candidate's packed keys and values."""
-        return bits_per_value(self.windows.model, self.types)
+        return bits_per_value(self.windows.model.spec, self.policy)
 
     def _compared(self, windows: Windows, index: int) -> Tokens:
         return compare(windows.model.ops, self._side_by_side(windows, index), windows.first)
 
     def _side_by_side(self, windows: Windows, index: int) -> Pieces:
         base, candidate = (
-            windows.scored(windows.session(types), windows.tokens[index])
-            for types in (self._base_types, self.types)
+            windows.scored(windows.session(policy), windows.tokens[index])
+            for policy in (self._base_policy, self.policy)
         )
         for (targets, base_logits), (_, logits) in zip(base, candidate, strict=True):
             yield targets, base_logits, logits

@@ -8,34 +8,27 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from itertools import product
 
 from engine.checkpoint import Checkpoint
 from engine.errors import InputError
 from engine.kv.cache import CacheType
 from engine.kv.format import Side
-from engine.kv.formats import kv_format
+from engine.kv.policy import Policy
 from engine.model.archs import spec_of
 from engine.model.decoder import ROPE_POSITIONS
 from engine.model.spec import AttentionSpec, LayerSpec
 from engine.session import CHUNK
-from tools.results import Cell, Pair, Results
+from tools.results import Cell, Results
 
 _SIDES: tuple[Side, Side] = ("k", "v")
-Types = tuple[CacheType, CacheType]  # of keys and of values
+# how many layers have the same keys, or values, stored alike
+_Alike = Counter[tuple[Side, CacheType, AttentionSpec]]
 
 # The CPU backend's pool has blocks of powers of two and keeps those of every size: 2.2 to 3.0 times
 # the activations alive at once, measured on three models with prompts of 1024 tokens.
 POOL = 3
 _FLOAT = 4  # bytes of an activation
 _ADDRESS = 8  # bytes of a page's address
-
-
-def types_of(pair: Pair, sink: int = 0) -> Types:
-    """How a session stores keys and values of the named types, its first `sink` tokens exactly.
-    Raises InputError for others."""
-    k, v = (CacheType.of(kv_format(name), sink) for name in pair)
-    return k, v
 
 
 class Plan:
@@ -47,50 +40,56 @@ class Plan:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.spec = spec_of(checkpoint)
         self.weights = sum(tensor.data.nbytes for tensor in checkpoint.tensors.values())
-        # layers that are alike are counted once
-        self._attention = Counter(layer.attention for layer in self.spec.layers)
 
-    def cache(self, types: Types, tokens: int) -> int:
-        """Bytes that a session's cache holds after `tokens` tokens, tails included."""
-        return sum(
-            layers * _side_nbytes(side, kind, a, tokens)
-            for a, layers in self._attention.items()
-            for side, kind in zip(_SIDES, types, strict=True)
-        )
+    def cache(self, policy: Policy, tokens: int, n_ctx: int | None = None) -> int:
+        """Bytes that a session's cache holds after `tokens` tokens, tails included; `n_ctx` is its
+        context, by default the model's."""
+        return _nbytes(self._sides(policy, n_ctx or self.spec.n_ctx_train), tokens)
 
-    def cache_most(self, types: Types, n_ctx: int) -> int:
+    def cache_most(self, policy: Policy, n_ctx: int) -> int:
         """The most that it holds on the way to `n_ctx` tokens: a sliding window frees its pages
         behind itself, so more tokens can take less."""
-        ends = {n_ctx}
-        for a, kind in product(self._attention, types):
+        ends, sides = {n_ctx}, self._sides(policy, n_ctx)
+        for _, kind, a in sides:
             if a.window is not None:
                 # pages are freed at the ends of pages: before them most is held
                 ends.update(range(kind.page_tokens - 1, n_ctx, kind.page_tokens))
-        return max(self.cache(types, n) for n in ends)
+        return max(_nbytes(sides, n) for n in ends)
 
-    def scratch(self, types: Types, n_ctx: int) -> int:
+    def scratch(self, policy: Policy, n_ctx: int) -> int:
         """Bytes beside weights and cache, at most: page tables and rotation tables, exactly, and
         the pool that holds the activations of one step, estimated from above."""
-        pages = sum(1 + -(-n_ctx // kind.page_tokens) for kind in types)
-        tables = _ADDRESS * pages * len(self.spec.layers)
+        sides = self._sides(policy, n_ctx)
+        pages = (n * (1 + -(-n_ctx // kind.page_tokens)) for (_, kind, _), n in sides.items())
+        tables = _ADDRESS * sum(pages)
         positions = ROPE_POSITIONS
         while positions < n_ctx:
             positions *= 2  # as the decoder lets them grow
-        ropes = {a.rope for a in self._attention}
+        ropes = {a.rope for _, _, a in sides}
         tables += sum(_FLOAT * positions * rope.dims for rope in ropes)
         step = max(self._step_values(layer) for layer in set(self.spec.layers))
         activations = min(n_ctx, CHUNK) * step + self.spec.n_vocab
         return tables + POOL * _FLOAT * activations
 
-    def total(self, types: Types, n_ctx: int) -> int:
+    def total(self, policy: Policy, n_ctx: int) -> int:
         """Everything, for a session of up to `n_ctx` tokens."""
-        return self.weights + self.cache_most(types, n_ctx) + self.scratch(types, n_ctx)
+        return self.weights + self.cache_most(policy, n_ctx) + self.scratch(policy, n_ctx)
 
-    def largest_context(self, types: Types, memory: int) -> int:
+    def largest_context(self, policy: Policy, memory: int) -> int:
         """The most tokens, up to the model's context, whose total is within `memory` bytes; 0 if
         not even one is."""
         contexts = range(1, self.spec.n_ctx_train + 1)
-        return bisect_right(contexts, memory, key=lambda n: self.total(types, n))
+        return bisect_right(contexts, memory, key=lambda n: self.total(policy, n))
+
+    def _sides(self, policy: Policy, n_ctx: int) -> _Alike:
+        found: _Alike = Counter()
+        pairs = policy.of_layers(len(self.spec.layers))
+        for layer, pair in zip(self.spec.layers, pairs, strict=True):
+            a = layer.attention
+            seen = n_ctx if a.window is None else min(n_ctx, a.window)
+            for side, kind in zip(_SIDES, pair, strict=True):
+                found[side, kind.within(seen), a] += 1
+        return found
 
     def _step_values(self, layer: LayerSpec) -> int:
         """Activations per token where most are alive: residual and normed states, beside either
@@ -108,10 +107,16 @@ def cheapest(results: Results, plan: Plan, n_ctx: int, bound: float) -> Cell | N
         raise InputError(f"{results.path}: no cell has a KLD; measure one with --metrics kld")
     good = [cell for cell in measured if cell.values["mean_kld"] <= bound]
 
+    sink = results.identity.get("sink", 0)
+
     def cost(cell: Cell) -> tuple[int, float]:
-        return plan.cache_most(types_of(cell.pair), n_ctx), cell.values["mean_kld"]
+        return plan.cache_most(Policy.of(*cell.pair, sink), n_ctx), cell.values["mean_kld"]
 
     return min(good, key=cost, default=None)
+
+
+def _nbytes(sides: _Alike, tokens: int) -> int:
+    return sum(n * _side_nbytes(*side, tokens) for side, n in sides.items())
 
 
 def _side_nbytes(side: Side, kind: CacheType, a: AttentionSpec, tokens: int) -> int:
@@ -125,5 +130,5 @@ def _side_nbytes(side: Side, kind: CacheType, a: AttentionSpec, tokens: int) -> 
     sinks = kind.sink_format.page_nbytes(kind.sink, a.head_dim) if tokens and before < 0 else 0
     if kind.tail is None:
         return a.kv_heads * (sinks + page * (-(-paged // size) - freed))
-    tail = kind.tail_nbytes(a.head_dim, side) if paged else 0
-    return a.kv_heads * (sinks + page * (paged // size - freed) + tail)
+    tail = kind.tail_nbytes(a.head_dim, side, paged)
+    return a.kv_heads * (sinks + page * (kind.sealed(paged) - freed) + tail)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.kv.policy import Policy
 from engine.model.load import Model
 from tools.likelihood import negative_log_likelihood
-from tools.windows import Settings, Types, Windows, bits_per_value
+from tools.windows import Settings, Windows, bits_per_value
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ class Score:
         return np.concatenate(self.windows)
 
 
-def nll_of(windows: Windows, index: int, types: Types) -> np.ndarray:
+def nll_of(windows: Windows, index: int, policy: Policy) -> np.ndarray:
     """Negative log likelihoods float64 [scored tokens] of one window."""
-    pieces = windows.scored(windows.session(types), windows.tokens[index])
+    pieces = windows.scored(windows.session(policy), windows.tokens[index])
     ops = windows.model.ops
     return np.concatenate(
         [negative_log_likelihood(ops, logits, targets) for targets, logits in pieces]
@@ -60,7 +61,7 @@ class Perplexity:
     def __init__(self, model: Model, text: str, settings: Settings) -> None:
         self.settings = settings
         self.windows = Windows(model, text, settings)
-        self.types = self.windows.types(settings.ctk, settings.ctv, settings.sink)
+        self.policy = self.windows.stored(settings.kv)
 
     @property
     def bos_per_window(self) -> bool:
@@ -68,13 +69,13 @@ class Perplexity:
 
     def __iter__(self) -> Iterator[Score]:
         done: list[np.ndarray] = []
-        for nll in self.windows.measured(lambda windows, i: nll_of(windows, i, self.types)):
+        for nll in self.windows.measured(lambda windows, i: nll_of(windows, i, self.policy)):
             done.append(nll)
             yield Score(tuple(done))
 
     def bits(self) -> tuple[float, float]:
         """Bits per value of packed keys and values, metadata and padding included."""
-        return bits_per_value(self.windows.model, self.types)
+        return bits_per_value(self.windows.model.spec, self.policy)
 
 
 def files_sha256(paths: Sequence[Path]) -> str:

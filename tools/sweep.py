@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from engine.errors import InputError
+from engine.kv.policy import Policy
 from engine.model.load import Model
 from engine.session import CHUNK
 from tools.kld import Pieces, Tokens, compare
@@ -26,7 +27,7 @@ from tools.ppl import Score, files_sha256, nll_of
 from tools.results import Cell, Outcome, Pair, Results
 from tools.speed import side_bytes, tokens_per_second
 from tools.sweep_recall import Recall
-from tools.windows import Settings, Types, Windows, bits_per_value
+from tools.windows import Settings, Windows, bits_per_value
 
 METRICS = ("ppl", "kld", "recall", "bytes", "speed")
 MAX_STATES = 4 << 30  # bytes of the reference run's hidden states
@@ -65,7 +66,7 @@ class Reference:
     reference's own session gives them because they are computed from the same pieces.
     """
 
-    def __init__(self, windows: Windows, types: Types) -> None:
+    def __init__(self, windows: Windows, policy: Policy) -> None:
         scored = windows.settings.n_ctx - windows.first + 1
         nbytes = len(windows.tokens) * scored * windows.model.spec.n_embd * 4
         if nbytes > MAX_STATES:
@@ -73,7 +74,7 @@ class Reference:
                 f"{len(windows.tokens)} windows: the reference run would take {nbytes >> 20} MiB "
                 f"of memory, {MAX_STATES >> 20} at most; use fewer --chunks"
             )
-        self._first, self._types = windows.first, types
+        self._first, self._policy = windows.first, policy
         self._states: dict[int, np.ndarray] = {}
 
     def beside(
@@ -92,7 +93,7 @@ class Reference:
             yield targets, model.ops.to_host(model.logits(piece)), logits
 
     def _run(self, model: Model, window: Sequence[int]) -> np.ndarray:
-        cache = model.new_cache(self._types, len(window))
+        cache = model.new_cache(self._policy.of_layers(len(model.spec.layers)), len(window))
         chunks = []
         for start in range(0, len(window), CHUNK):
             ids = np.asarray(window[start : start + CHUNK], np.int32)
@@ -120,8 +121,8 @@ class Sweep:
         self.windows = Windows(model, text, settings)
         for name in {*grid.base, *grid.ctk, *grid.ctv}:
             # refuses what the backend cannot store, and contexts beyond the model's
-            self.windows.session(self.windows.types(name, name, settings.sink))
-        self._reference = Reference(self.windows, self.windows.types(*grid.base, settings.sink))
+            self.windows.session(self._policy((name, name)))
+        self._reference = Reference(self.windows, self._policy(grid.base))
         self._side_bytes: dict[str, tuple[int, int]] = {}
 
     def identity(self) -> dict[str, Any]:
@@ -166,16 +167,16 @@ class Sweep:
     def measure(self, pair: Pair) -> Cell:
         """One cell.  `seconds` is what all its measurements took."""
         start = time.perf_counter()
-        metrics, types = self.grid.metrics, self.windows.types(*pair, self.windows.settings.sink)
-        bits_k, bits_v = bits_per_value(self.model, types)
+        metrics, policy = self.grid.metrics, self._policy(pair)
+        bits_k, bits_v = bits_per_value(self.model.spec, policy)
         values: dict[str, Any] = {"bits_k": bits_k, "bits_v": bits_v}
         nll = np.zeros(0)
         if "kld" in metrics:
-            tokens = self._compared(types)
+            tokens = self._compared(policy)
             values |= Statistics(tokens).values()
             nll = tokens.nll
         elif "ppl" in metrics:
-            nll, values["ppl"], values["ppl_stderr"] = self._scored(types)
+            nll, values["ppl"], values["ppl_stderr"] = self._scored(policy)
         if not np.isfinite(nll).all():
             raise InputError("the model's logits are not finite")
         if "bytes" in metrics:
@@ -188,16 +189,19 @@ class Sweep:
         values |= {"tokens": len(nll), "seconds": time.perf_counter() - start}
         return Cell(pair, values, nll)
 
-    def _compared(self, types: Types) -> Tokens:
+    def _policy(self, pair: Pair) -> Policy:
+        return self.windows.stored(Policy.of(*pair, self.windows.settings.sink))
+
+    def _compared(self, policy: Policy) -> Tokens:
         def compared(windows: Windows, index: int) -> Tokens:
-            candidate = windows.scored(windows.session(types), windows.tokens[index])
+            candidate = windows.scored(windows.session(policy), windows.tokens[index])
             pieces = self._reference.beside(windows, index, candidate)
             return compare(windows.model.ops, pieces, windows.first)
 
         return Tokens.join(list(self.windows.measured(compared)))
 
-    def _scored(self, types: Types) -> tuple[np.ndarray, float, float | None]:
-        parts = tuple(self.windows.measured(lambda windows, i: nll_of(windows, i, types)))
+    def _scored(self, policy: Policy) -> tuple[np.ndarray, float, float | None]:
+        parts = tuple(self.windows.measured(lambda windows, i: nll_of(windows, i, policy)))
         score = Score(parts)
         error = score.ppl_stderr
         return np.concatenate(parts), score.ppl, None if math.isnan(error) else error

@@ -26,9 +26,10 @@ import numpy as np
 
 from engine.errors import InputError
 from engine.kv.cache import CacheType
-from engine.kv.formats import kv_format
 from engine.kv.formats.floats import F32
+from engine.kv.policy import Policy
 from engine.model.load import Model
+from engine.model.spec import ModelSpec
 from engine.session import Session
 
 PROTOCOLS = ("llama", "pa", "decode")
@@ -36,8 +37,6 @@ PA_CHARACTERS = 48_000
 SIDE_BY_SIDE = 4  # windows at a time at most: each has its caches and logits
 
 Found = TypeVar("Found")
-
-Types = tuple[CacheType, CacheType]  # of keys and of values
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,7 @@ class Settings:
     ctv: str = "bf16"
     bos_per_window: bool | None = None  # None: if the model's tokenizer adds one
     sink: int = 0  # first tokens of a window that stay exact
+    policy: Policy | None = None  # in the place of ctk, ctv and sink
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
@@ -63,8 +63,14 @@ class Settings:
             raise InputError(f"context {self.n_ctx}: must be an even number from 4 up")
         if self.chunks is not None and self.chunks < 1:
             raise InputError(f"chunks {self.chunks}: must be 1 or more")
-        if self.protocol == "pa" and self.sink:
-            raise InputError(f"{self.sink} exact first tokens: protocol pa takes none")
+        for tokens, which in ((self.kv.sink, "first"), (self.kv.recent, "newest")):
+            if self.protocol == "pa" and tokens:
+                raise InputError(f"{tokens} exact {which} tokens: protocol pa takes none")
+
+    @property
+    def kv(self) -> Policy:
+        """How the cache is stored."""
+        return self.policy or Policy.of(self.ctk, self.ctv, self.sink)
 
 
 class Windows:
@@ -87,13 +93,13 @@ class Windows:
         half = self.settings.n_ctx // 2
         return {"llama": half + 1, "pa": half, "decode": 1}[self.settings.protocol]
 
-    def types(self, ctk: str, ctv: str, sink: int = 0) -> Types:
-        """How this protocol stores keys and values of the named KV cache types."""
-        return self._type(ctk, sink), self._type(ctv, sink)
+    def stored(self, policy: Policy) -> Policy:
+        """How this protocol stores what `policy` says."""
+        return policy.mapped(self._type) if self.settings.protocol == "pa" else policy
 
-    def session(self, types: Types) -> Session:
+    def session(self, policy: Policy) -> Session:
         """An empty session for one window."""
-        return Session(self.model, n_ctx=self.settings.n_ctx, ctk=types[0], ctv=types[1])
+        return Session(self.model, n_ctx=self.settings.n_ctx, policy=policy)
 
     def scored(
         self, session: Session, window: Sequence[int]
@@ -143,17 +149,15 @@ class Windows:
         view.model = model
         return view
 
-    def _type(self, name: str, sink: int) -> CacheType:
-        kind = CacheType.of(kv_format(name), sink)
-        if self.settings.protocol != "pa":
-            return kind
-        # one page over the first half, every later token exact
+    def _type(self, kind: CacheType) -> CacheType:
+        """One page over the first half, every later token exact."""
         half = self.settings.n_ctx // 2
         stored = kind.format
         if stored.page_tokens is not None:
             if half % 32:
                 raise InputError(
-                    f"context {self.settings.n_ctx}: {name} needs a multiple of 64 for protocol pa"
+                    f"context {self.settings.n_ctx}: {kind.name} needs a multiple of 64 for "
+                    "protocol pa"
                 )
             stored = replace(stored, page_tokens=half)
         return replace(kind, format=stored, page_tokens=half, tail=F32)
@@ -180,10 +184,12 @@ class Windows:
         return windows
 
 
-def bits_per_value(model: Model, types: Types) -> tuple[float, float]:
+def bits_per_value(spec: ModelSpec, policy: Policy) -> tuple[float, float]:
     """Bits per value of packed keys and values, metadata and padding included."""
-    attention = [layer.attention for layer in model.spec.layers]
-    widths = [(a.head_dim, a.head_dim * a.kv_heads) for a in attention]
-    values = sum(width for _, width in widths)
-    k, v = (sum(t.bits_per_value(dim) * width for dim, width in widths) / values for t in types)
-    return k, v
+    bits, values = [0.0, 0.0], 0
+    for layer, pair in zip(spec.layers, policy.of_layers(len(spec.layers)), strict=True):
+        width = layer.attention.head_dim * layer.attention.kv_heads
+        values += width
+        for side in (0, 1):
+            bits[side] += width * pair[side].bits_per_value(layer.attention.head_dim)
+    return bits[0] / values, bits[1] / values

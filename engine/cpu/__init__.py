@@ -18,6 +18,7 @@ from engine.cpu.hadamard import hadamard
 from engine.cpu.kv_encode import ENCODERS, NONE_BAD, append
 from engine.cpu.kv_queries import note_queries
 from engine.cpu.kv_seal import has_verb, place, seal_pages
+from engine.cpu.kv_seal_tokens import seal_tokens
 from engine.cpu.kv_verbs import supported
 from engine.cpu.layouts import LAYOUTS
 from engine.cpu.matrix import Matrix, Products, matrix
@@ -26,6 +27,7 @@ from engine.cpu.rows import Table, rows
 from engine.cpu.team import Program, Team
 from engine.errors import InputError
 from engine.kv.cache import CacheType, LayerCache, SideCache, pack_tail
+from engine.kv.format import TokenFormat
 from engine.ops import KeyBias, Ops, not_finite
 from engine.reference import dequantize
 
@@ -228,14 +230,15 @@ class CpuOps(Ops):
         layer.seal(self._pack)
 
     def _pack(self, side: SideCache, page: np.ndarray) -> None:
-        if not has_verb(side.type):
+        kind, recording = side.type, self._recording
+        if not (has_verb(kind) or isinstance(kind.format, TokenFormat)):
             self.finish()
             pack_tail(side, page)
             return
-        recording = self._recording
         recording.program.hold(side.tail, page, side.table)
-        seal_pages(
-            recording.program, recording.pool, self.threads, side.type, side.tail, side.side,
-            side.head_dim, page, side.queries,
-        )  # fmt: skip
+        where = recording.program, recording.pool, self.threads, kind, side.tail
+        if has_verb(kind):
+            seal_pages(*where, side.side, side.head_dim, page, side.tail_queries)
+        else:
+            seal_tokens(*where, side.head_dim, page)
         place(recording.program, page, side.table, len(side.pages))

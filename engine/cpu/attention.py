@@ -51,8 +51,8 @@ _HEADS, _KV_HEADS, _DIM, _TOKENS, _START, _PENDING, _WINDOW, _SPAN, _BLOCK, _PAR
     1, 12
 )
 _QUERIES, _OUT, _FACTORS, _PARTIAL, _PARTIAL_NBYTES, _SCRATCH, _SCRATCH_NBYTES = range(12, 19)
-_SINK, _K, _V, _BIAS, _BIAS_NBYTES = 19, 20, 37, 54, 63
-_PAGE, _TABLE, _PACKED, _OPEN, _SINKS = 0, 1, 2, 7, 12
+_SINK, _K, _V, _BIAS, _BIAS_NBYTES = 19, 20, 38, 56, 65
+_PAGE, _TABLE, _PACKED, _OPEN, _SINKS, _RECENT = 0, 1, 2, 7, 12, 17
 _VERB, _NBYTES, _PARAMETER = 0, 1, 2  # of _PACKED, _OPEN and _SINKS
 
 
@@ -69,8 +69,8 @@ def _run_verb(plan, side, index, head, a, stride, rows, out, scratch):
     n, stored = min(size, cached - index * size), side + _PACKED
     if index < 0:
         n, stored = min(field(plan, _SINK), cached + field(plan, _SINK)), side + _SINKS
-    # the queries are in one page, and all pages before it are packed
-    elif index >= (cached - 1) // size:
+    # no page is packed between the queries: the newest tokens and what shares their pages are open
+    elif index >= (cached - 1 - field(plan, side + _RECENT)) // size:
         stored = side + _OPEN
     nbytes, x = field(plan, stored + _NBYTES), stored + _PARAMETER
     page = load_i64(field(plan, side + _TABLE) + 8 * index) + head * nbytes
@@ -335,4 +335,4 @@ def _side_fields(side: SideCache) -> tuple[int, ...]:
         verbs = page_verbs(stored, tokens, side.head_dim)
         verb = verbs.score if side.side == "k" else verbs.mix
         fields += [verb, verbs.head_nbytes, *verbs.parameters]
-    return tuple(fields)
+    return (*fields, kind.recent)

@@ -24,7 +24,7 @@ def _mean_squares(q, group, dim, target):
 
 def _note(arguments, t, slot):
     """Item: a token.  Fields: q, tokens, heads, KV heads, D, address of the position, tokens
-    behind it, the queries' own included, page tokens, rows."""
+    behind it, the queries' own included, number of rows, rows."""
     heads, kv_heads, dim = field(arguments, 3), field(arguments, 4), field(arguments, 5)
     cached, size = load_i64(field(arguments, 6)) + field(arguments, 7), field(arguments, 8)
     token = (cached - field(arguments, 2) + t) % size
@@ -51,5 +51,5 @@ def note_queries(program: Program, q: np.ndarray, layer: LayerCache) -> None:
     program.add(
         _NOTE, tokens,
         q.ctypes.data, tokens, heads, side.kv_heads, dim, count.position.ctypes.data,
-        count.pending - side.type.sink, side.type.page_tokens, rows.ctypes.data,
+        count.pending - side.type.sink, len(rows), rows.ctypes.data,
     )  # fmt: skip

@@ -4,6 +4,8 @@ A `LayerCache` has a key side and a value side, each with its own type and page 
 token format are written straight into their page; tokens of a page format wait in the *tail*, a
 page in a plain format, and are packed the moment the page is full.  So every token reads the packed
 form of all earlier pages and the exact form of its own, however the prompt was cut into chunks.
+Where the newest R tokens are to be exact, for token formats too, the tail has more pages, and one
+is packed when R tokens stand behind it.
 
 The first tokens of a sequence, its *sinks*, may stay exact: they have a page of their own, which is
 never packed, and page i then begins at token sink + i P.
@@ -20,16 +22,7 @@ from engine.errors import InputError
 from engine.kv.cache_type import CacheType
 from engine.kv.format import Side
 from engine.kv.queries import QueryPower
-
-_LINE = 64  # bytes: pages start on a cache line
-
-
-def _aligned(shape: tuple[int, int]) -> np.ndarray:
-    """Zeroed uint8 memory that starts on a cache line."""
-    size = shape[0] * shape[1]
-    raw = np.zeros(size + _LINE, np.uint8)
-    start = -raw.ctypes.data % _LINE
-    return raw[start : start + size].reshape(shape)
+from engine.kv.tail import Tail, aligned
 
 
 class Count:
@@ -56,18 +49,18 @@ def encode_tail(
     page: np.ndarray,
     queries: QueryPower | None = None,
 ) -> None:
-    """Pack a full tail uint8 [kv_heads, bytes] into `page` uint8 [kv_heads, bytes]."""
+    """Pack a full page of the tail uint8 [kv_heads, bytes] into `page` uint8 [kv_heads, bytes]."""
     assert kind.tail is not None
     weights = None if queries is None else queries.weights()
     page[:] = kind.format.encode(kind.tail.decode(tail, head_dim, side), side, weights)
 
 
 def pack_tail(side: SideCache, page: np.ndarray) -> None:
-    """Pack the side's full tail into `page` and put this in the tail's place.
+    """Pack the oldest page of the side's tail into `page` and put this in its place.
 
     A backend may have something to the same effect.
     """
-    encode_tail(side.type, side.tail, side.side, side.head_dim, page, side.queries)
+    encode_tail(side.type, side.tail, side.side, side.head_dim, page, side.tail_queries)
     side.table[len(side.pages)] = page.ctypes.data
 
 
@@ -86,13 +79,11 @@ class SideCache:
         self.count = count
         # pages in the packed format, open one included if there is no tail; None once evicted
         self.pages: list[np.ndarray | None] = []
-        # addresses of the sinks' page and, `table`, of the pages, the open one included; 0 for
+        # addresses of the sinks' page and, `table`, of the pages, open ones included; 0 for
         # evicted pages
         self.sink_table = np.zeros(1 + -(-n_ctx // kind.page_tokens), np.int64)
         self.table = self.sink_table[1:]
-        self._tail: np.ndarray | None = None
-        # what the tail's queries are worth, written by whoever attends; for weighted keys alone
-        self.queries: QueryPower | None = None
+        self._tail = Tail(kind, side, kv_heads, head_dim)
         self._sink: np.ndarray | None = None
 
     @property
@@ -113,17 +104,17 @@ class SideCache:
     def nbytes(self) -> int:
         """Bytes allocated, tail and sinks included."""
         held = sum(page.nbytes for page in self.pages if page is not None)
-        queries = 0 if self.queries is None else self.queries.rows.nbytes
-        return held + queries + sum(x.nbytes for x in (self._tail, self._sink) if x is not None)
+        return held + self._tail.nbytes + (0 if self._sink is None else self._sink.nbytes)
 
     def room(self) -> int | None:
-        """Tokens that fit before the sinks or the tail are full; other pages of token formats
-        have no such end."""
+        """Tokens that fit before the sinks are full or a page of the tail is to be packed; pages of
+        token formats without a tail have no such end."""
+        kind = self.type
         if self.in_sink:
-            return self.type.sink - self.n
-        if self.type.tail is None:
+            return kind.sink - self.n
+        if kind.tail is None:
             return None
-        return self.type.page_tokens - self.paged % self.type.page_tokens
+        return (len(self.pages) + 1) * kind.page_tokens + kind.recent - self.paged
 
     def open_pages(self, tokens: int) -> None:
         """Make the pages, uint8 [kv_heads, bytes] in `open_format`, that take the next tokens.
@@ -134,24 +125,25 @@ class SideCache:
         if self.in_sink:
             if self._sink is None:
                 nbytes = kind.sink_format.page_nbytes(kind.sink, self.head_dim)
-                self._sink = _aligned((self.kv_heads, nbytes))
+                self._sink = aligned((self.kv_heads, nbytes))
                 self.sink_table[0] = self._sink.ctypes.data
             return
-        nbytes = kind.open_format.page_nbytes(kind.page_tokens, self.head_dim)
         if kind.tail is not None:
-            if self._tail is None:
-                self._tail = _aligned((self.kv_heads, nbytes))
-                if kind.weighs(self.side):
-                    self.queries = QueryPower(kind.page_tokens, self.kv_heads, self.head_dim)
-            self.table[self.paged // kind.page_tokens] = self._tail.ctypes.data
+            self._open_tail(self.paged // kind.page_tokens, self.paged + tokens)
             return
+        nbytes = kind.open_format.page_nbytes(kind.page_tokens, self.head_dim)
         while len(self.pages) * kind.page_tokens < self.paged + tokens:
-            self._place(_aligned((self.kv_heads, nbytes)))
+            self._place(aligned((self.kv_heads, nbytes)))
+
+    def _open_tail(self, first: int, paged: int) -> None:
+        """Let the tail have the pages from `first` on that `paged` tokens take."""
+        for index in range(first, -(-paged // self.type.page_tokens)):
+            self.table[index] = self._tail.open(index).ctypes.data
 
     def open_page(self, index: int) -> np.ndarray:
         """Page `index`, which is not sealed."""
         if self.type.tail is not None:
-            return self.tail
+            return self._tail[index]
         page = self.pages[index]
         assert page is not None
         return page
@@ -168,18 +160,27 @@ class SideCache:
 
     @property
     def tail(self) -> np.ndarray:
-        """The open page of a page format, uint8 [kv_heads, bytes]."""
-        assert self._tail is not None
-        return self._tail
+        """The oldest page of the tail, uint8 [kv_heads, bytes]."""
+        return self._tail[len(self.pages)]
+
+    @property
+    def queries(self) -> QueryPower | None:
+        """What the tail's queries are worth; for weighted keys alone."""
+        return self._tail.queries
+
+    @property
+    def tail_queries(self) -> QueryPower | None:
+        """The same for the oldest page of the tail."""
+        every = self.queries
+        return None if every is None else every.page(len(self.pages), self.type.page_tokens)
 
     def seal(self, pack: Packer) -> None:
-        """Pack the tail if it is full.  Sealed pages never change."""
+        """Pack the oldest page of the tail if it is time.  Sealed pages never change."""
         kind = self.type
-        packed = len(self.pages) * kind.page_tokens
-        if kind.tail is None or self.paged - packed < kind.page_tokens:
+        if self.room() != 0:
             return
         nbytes = kind.format.page_nbytes(kind.page_tokens, self.head_dim)
-        page = _aligned((self.kv_heads, nbytes))
+        page = aligned((self.kv_heads, nbytes))
         pack(self, page)
         self.pages.append(page)
 
@@ -197,7 +198,7 @@ class SideCache:
             if index < len(self.pages):
                 page, stored = self.pages[index], self.type.format
             else:
-                page, stored = self._tail, self.type.open_format
+                page, stored = self._tail[index], self.type.open_format
             assert page is not None, "an evicted page was read"
             parts.append(stored.decode(page, self.head_dim, self.side))
         if not parts:
@@ -221,20 +222,28 @@ class SideCache:
         return self.type.sink + next(held, len(self.pages)) * self.type.page_tokens
 
     def boundary(self, n: int) -> int:
-        """The longest prefix of at most `n` tokens that can be kept: inside a sealed page the exact
-        values are gone, so a page format falls back to the page's start."""
-        packed = self.type.sink + len(self.pages) * self.type.page_tokens
-        if self.type.tail is None or n < self.type.sink or n >= packed:
+        """The longest prefix of at most `n` tokens that can be kept.
+
+        Where packed pages would have to be exact again the values are gone: that is inside a page,
+        so a page format falls back to its start, or with `recent` anywhere before, so that nothing
+        but the sinks can be kept.
+        """
+        kind, paged = self.type, n - self.type.sink
+        if kind.tail is None or paged <= 0:
             return n
-        return self.page_start(n)
+        # pages that have been packed may still be in the tail's memory
+        if all(map(self._tail.holds, range(kind.sealed(paged), -(-paged // kind.page_tokens)))):
+            return n
+        return kind.sink if kind.recent else self.page_start(n)
 
     def truncate(self, n: int) -> None:
         """Forget all tokens from `n` on; `n` is a boundary."""
         paged = max(0, n - self.type.sink)
-        keep = paged // self.type.page_tokens
         if self.type.tail is None:
-            keep = -(-paged // self.type.page_tokens)
-        del self.pages[keep:]
+            del self.pages[-(-paged // self.type.page_tokens) :]
+            return
+        del self.pages[self.type.sealed(paged) :]
+        self._open_tail(len(self.pages), paged)
 
     def lay_out(self, evicted: int) -> None:
         """In an empty side, make the pages of the tokens counted, the first `evicted` gone."""
@@ -242,7 +251,7 @@ class SideCache:
         nbytes = self.type.format.page_nbytes(self.type.page_tokens, self.head_dim)
         self.pages += [None] * evicted
         for _ in range(full - evicted):
-            self._place(_aligned((self.kv_heads, nbytes)))
+            self._place(aligned((self.kv_heads, nbytes)))
         if rest:
             self.open_pages(0)
 
@@ -291,10 +300,8 @@ class LayerCache:
         self.v.open_pages(tokens)
 
     def full(self) -> bool:
-        """Whether the last token filled a page of either side."""
-        paged = self.k.paged
-        sizes = (self.k.type.page_tokens, self.v.type.page_tokens)
-        return paged > 0 and any(paged % size == 0 for size in sizes)
+        """Whether a page of either side is to be packed."""
+        return 0 in (self.k.room(), self.v.room())
 
     def seal(self, pack: Packer = pack_tail) -> None:
         """Pack full pages."""

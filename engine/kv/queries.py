@@ -8,18 +8,27 @@ LARGEST = np.finfo(np.float32).max
 
 
 class QueryPower:
-    """Mean squares of the queries, a row per token of the page, for keys of a `weighted` format.
+    """Mean squares of the queries, a row per token of the open pages, for keys of a `weighted`
+    format.
 
-    `rows` float32 [page_tokens, kv_heads, D] holds the mean over the query heads of a KV head's
-    group.  Token t of a page owns row t, so going back and on inside the page writes the same rows
-    again.  A token that nobody attended from counts 1 everywhere.
+    `rows` float32 [tokens, kv_heads, D] holds the mean over the query heads of a KV head's group.
+    Token t behind the sinks owns row t mod `tokens`, those of whole pages, so going back and on
+    inside a page writes the same rows again.  A token that nobody attended from counts 1
+    everywhere.
     """
 
-    def __init__(self, page_tokens: int, kv_heads: int, head_dim: int) -> None:
-        self.rows = np.ones((page_tokens, kv_heads, head_dim), np.float32)
+    def __init__(self, tokens: int, kv_heads: int, head_dim: int) -> None:
+        self.rows = np.ones((tokens, kv_heads, head_dim), np.float32)
+
+    def page(self, index: int, tokens: int) -> QueryPower:
+        """Those of page `index`, whose rows stay shared."""
+        start = index * tokens % len(self.rows)
+        found = QueryPower(0, *self.rows.shape[1:])
+        found.rows = self.rows[start : start + tokens]
+        return found
 
     def write(self, start: int, q: np.ndarray) -> None:
-        """Fill the rows of q float32 [T, heads, D], whose first token is token `start` of its page.
+        """Fill the rows of q float32 [T, heads, D], whose first token is token `start`.
 
         The squares are added in the order of the heads, which backends keep.
         """
@@ -30,10 +39,11 @@ class QueryPower:
         for g in range(1, squares.shape[2]):
             total = total + squares[:, :, g]
         mean = total / np.float32(squares.shape[2])
-        self.rows[start : start + tokens] = np.minimum(mean, LARGEST)
+        rows = np.arange(start, start + tokens) % len(self.rows)
+        self.rows[rows] = np.minimum(mean, LARGEST)
 
     def weights(self) -> np.ndarray:
-        """Their RMS over the page's tokens, float32 [kv_heads, D], added up in float64 in order."""
+        """Their RMS over the tokens, float32 [kv_heads, D], added up in float64 in order."""
         total = np.zeros(self.rows.shape[1:])
         for row in self.rows:
             total += row

@@ -32,6 +32,7 @@ from engine.kv.cache import CacheType, KVCache, LayerCache, SideCache
 from engine.kv.format import KVFormat, TokenFormat
 from engine.kv.formats import kv_format
 from engine.kv.modifiers import PLAIN
+from engine.kv.policy import Types
 
 VERSION = 1
 _MAGIC = b"minikvkv"
@@ -147,7 +148,7 @@ class _SavedSide:
 class Snapshot:
     """A file that is open for reading: its header is whole, its pages are not read yet.
 
-    `types` are those of the first layer's keys and values.
+    `types` are those of each layer's keys and values.
     """
 
     def __init__(self, path: str | Path, file: IO[bytes]) -> None:
@@ -161,7 +162,10 @@ class Snapshot:
             self.about: dict[str, Any] = dict(header["about"])
             self._layers: list[dict[str, Any]] = header["layers"]
             self._saved = [self._side(layer, name) for layer in self._layers for name in ("k", "v")]
-            self.types = (self._saved[0].type, self._saved[1].type)
+            if not self._saved:
+                raise ValueError("no layers")
+            pairs = zip(self._saved[::2], self._saved[1::2], strict=True)
+            self.types: list[Types] = [(k.type, v.type) for k, v in pairs]
         except (LookupError, AttributeError, TypeError, ValueError) as error:
             raise self.refused(f"its header is not one that minikv writes: {error!r}") from error
 

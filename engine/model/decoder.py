@@ -3,7 +3,7 @@ families."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import Self
@@ -14,6 +14,7 @@ from engine.checkpoint import Checkpoint
 from engine.errors import InputError
 from engine.kv.cache import CacheType, KVCache, LayerCache
 from engine.kv.formats import FLOATS
+from engine.kv.policy import Types, by_layer
 from engine.model.rope import rope_table
 from engine.model.spec import AttentionSpec, LayerSpec, ModelSpec, RopeSpec
 from engine.model.weights import Weights, bind
@@ -35,25 +36,31 @@ class Decoder:
         self._rope_tables: dict[RopeSpec, Array] = {}
         self._rope_positions = 0
 
-    def new_cache(self, types: tuple[CacheType, CacheType], n_ctx: int) -> KVCache:
+    def new_cache(self, types: Types | Sequence[Types], n_ctx: int) -> KVCache:
         """An empty cache for one sequence of at most `n_ctx` tokens, keys and values stored as
-        `types`.  Raises InputError for a type that this backend cannot attend to, or that a model
-        without such a bias cannot have."""
-        for kind in types:
+        `types`, one pair or a pair per layer.  Raises InputError for a type that this backend
+        cannot attend to, or that a model without such a bias cannot have."""
+        pairs = by_layer(types, len(self.spec.layers))
+        for pair in dict.fromkeys(pairs):
+            self._check_types(*pair)
+        position = np.zeros(1, np.int64)
+        layers = []
+        for spec, weights, (k, v) in zip(self.spec.layers, self.weights.layers, pairs, strict=True):
+            a, of_layer = spec.attention, (_stored(k, weights), v)
+            shape = a.kv_heads, a.head_dim, n_ctx, a.window
+            seen = n_ctx if a.window is None else min(n_ctx, a.window)
+            of_layer = of_layer[0].within(seen), of_layer[1].within(seen)
+            layers.append(LayerCache(of_layer, *shape, len(layers), position))
+        return KVCache(layers, n_ctx)
+
+    def _check_types(self, k: CacheType, v: CacheType) -> None:
+        for kind in (k, v):
             if not self.ops.supports(kind):
                 raise InputError(f"{kind.name}: not supported by the {self.ops.name} backend")
-        k, v = types
         if v.modifiers.bias is not None:
             raise InputError(f"{v.name}: +b and +nob are for keys; values keep their bias")
         if k.modifiers.bias and not any(map(_separable, self.weights.layers)):
             raise InputError(f"{k.name}: this model's keys have no bias that could be left out")
-        position = np.zeros(1, np.int64)
-        layers = []
-        for spec, weights in zip(self.spec.layers, self.weights.layers, strict=True):
-            a, of_layer = spec.attention, (_stored(k, weights), v)
-            shape = a.kv_heads, a.head_dim, n_ctx, a.window
-            layers.append(LayerCache(of_layer, *shape, len(layers), position))
-        return KVCache(layers, n_ctx)
 
     def split(self, parts: int) -> list[Self]:
         """At most `parts` decoders over these weights that can work at the same time."""
@@ -64,7 +71,7 @@ class Decoder:
             found.append(part)
         return found
 
-    def cautions(self, types: tuple[CacheType, CacheType]) -> list[str]:
+    def cautions(self, types: Types) -> list[str]:
         """What is known to make `types` a bad choice for this model, a line each."""
         k, found = types[0], []
         for kind, side in zip(types, ("k", "v"), strict=True):

@@ -122,8 +122,7 @@ class ReferenceOps(Ops):
     ) -> np.ndarray:
         tokens, heads, dim = q.shape
         if layer.k.queries is not None:
-            kind = layer.k.type
-            layer.k.queries.write((layer.n - tokens - kind.sink) % kind.page_tokens, q)
+            layer.k.queries.write(layer.n - tokens - layer.k.type.sink, q)
         first = 0
         if layer.window is not None:
             first = max(layer.k.first_held(), layer.v.first_held())

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from engine.kv.formats import BEST, KV_FORMATS
+from engine.kv.policy import Policy
 from engine.model.load import open_checkpoint
 from minikv.plan_run import parse_size
-from tools.plan import Plan, types_of
+from tools.plan import Plan
 from tools.ppl import files_sha256
 from tools.results import Cell, Results
 
@@ -39,13 +40,13 @@ def test_json_has_the_bytes_of_every_pair_and_context(minikv, model):
         ("q8_0", "int3nsep"),
     ]
     for pair in told["pairs"]:
-        types = types_of((pair["ctk"], pair["ctv"]))
-        assert pair["largest_context"] == plan.largest_context(types, 2 << 20)
+        policy = Policy.of(pair["ctk"], pair["ctv"])
+        assert pair["largest_context"] == plan.largest_context(policy, 2 << 20)
         for context, n in zip(pair["contexts"], (128, 256), strict=True):
             assert context["n_ctx"] == n
-            assert context["cache_bytes"] == plan.cache_most(types, n)
+            assert context["cache_bytes"] == plan.cache_most(policy, n)
             parts = told["weights_bytes"] + context["cache_bytes"] + context["scratch_bytes"]
-            assert context["total_bytes"] == parts == plan.total(types, n)
+            assert context["total_bytes"] == parts == plan.total(policy, n)
 
 
 def test_the_table_lists_every_type_and_three_contexts(minikv, model):

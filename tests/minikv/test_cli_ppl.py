@@ -42,7 +42,7 @@ def test_sinks_count_for_the_measured_types(minikv, model, text):
     assert minikv(*measure(model, text, *args)).out.startswith("KV bf16/int3nsep:32+sink4: ")
     settings = Settings("decode", 64, 3, "bf16", "int3nsep:32", sink=4)
     measurement = Perplexity(load_model(model, backend="reference"), text.read_text(), settings)
-    assert [kind.sink for kind in measurement.types] == [4, 4]
+    assert [kind.sink for kind in measurement.policy.types] == [4, 4]
 
 
 def test_the_estimate_runs_on_stderr_and_ends_on_stdout(minikv, model, text):

@@ -14,10 +14,11 @@ from engine import Model, Session, load_model
 from engine.checkpoint import Checkpoint
 from engine.errors import InputError
 from engine.kv.formats import KV_FORMATS
+from engine.kv.policy import Policy
 from engine.model.archs import spec_of
 from engine.model.load import open_checkpoint
 from engine.model.spec import ModelSpec
-from tools.plan import Plan, cheapest, types_of
+from tools.plan import Plan, cheapest
 from tools.results import Cell, Results
 
 
@@ -53,9 +54,9 @@ def test_planned_cache_bytes_are_those_a_session_allocates(path, checkpoint, nam
     model, plan = load_model(path, backend="reference"), Plan(checkpoint)
     steps = [1, 126, 1, 1, 130, 61]
     for pair, sink in (((name, "f16"), 0), (("bf16", name), 0), ((name, name), 3)):
-        planned = [plan.cache(types_of(pair, sink), int(n)) for n in np.cumsum(steps)]
+        planned = [plan.cache(Policy.of(*pair, sink), int(n)) for n in np.cumsum(steps)]
         assert fill(model, pair, steps, sink) == planned
-    assert plan.cache(types_of((name, name)), 0) == 0
+    assert plan.cache(Policy.of(name, name), 0) == 0
 
 
 @pytest.mark.parametrize("window", [1, 33, 64, 100])
@@ -70,7 +71,7 @@ def test_a_window_frees_what_the_plan_says_it_frees(
     for place in ("engine.model.load", "tools.plan"):
         monkeypatch.setattr(f"{place}.spec_of", lambda _: spec)
     model, plan = load_model(path, backend="reference"), Plan(checkpoint)
-    held, types = fill(model, (name, name), [1] * 400, sink), types_of((name, name), sink)
+    held, types = fill(model, (name, name), [1] * 400, sink), Policy.of(name, name, sink)
     assert held == [plan.cache(types, n) for n in range(1, 401)]
     assert [plan.cache_most(types, n) for n in range(1, 401)] == list(np.maximum.accumulate(held))
 
@@ -91,13 +92,13 @@ def test_a_session_takes_no_more_than_cache_and_scratch_and_not_much_less(path, 
     Session(model, n_ctx=600, ctk="q8_0", ctv="q8_0").extend(tokens)
     seen = tracemalloc.get_traced_memory()[1] - before
     tracemalloc.stop()
-    plan, types = Plan(checkpoint), types_of(("q8_0", "q8_0"))
+    plan, types = Plan(checkpoint), Policy.of("q8_0", "q8_0")
     assert seen < plan.cache_most(types, 600) + plan.scratch(types, 600) < 2 * seen
 
 
 @pytest.mark.parametrize("name", ["f16", "int3nsep"])
 def test_the_largest_context_fits_and_one_token_more_does_not(checkpoint, name):
-    plan, types = Plan(checkpoint), types_of((name, name))
+    plan, types = Plan(checkpoint), Policy.of(name, name)
     for n in (1, 128, 129, 1000):
         # page by page: more tokens may come for free
         largest = plan.largest_context(types, plan.total(types, n))
@@ -122,4 +123,4 @@ def test_the_cheapest_pair_is_the_smallest_whose_divergence_is_small_enough(chec
 
 def test_an_unknown_type_is_refused_by_name():
     with pytest.raises(InputError, match="q3: not a KV cache type"):
-        types_of(("f16", "q3"))
+        Policy.of("f16", "q3")

@@ -55,6 +55,8 @@ def allocated(root: object) -> int:
             buffers[id(owner)] = owner.nbytes
         elif isinstance(item, list | tuple):
             pending += item
+        elif isinstance(item, dict):
+            pending += item.values()
         elif hasattr(item, "__dict__"):
             pending += vars(item).values()
     return sum(buffers.values())
