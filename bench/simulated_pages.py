@@ -17,20 +17,22 @@ import numpy as np
 
 from engine import Session, load_model
 from engine.kv.formats.floats import F32
+from engine.kv.policy import Policy
 from tools.likelihood import negative_log_likelihood
 from tools.windows import Settings, Windows
 
 
 def simulated(windows: Windows, window: Sequence[int]) -> np.ndarray:
     """-ln p of the window's second half, float64 [n_ctx / 2], through simulated pages."""
-    k, v = windows.types(windows.settings.ctk, windows.settings.ctv)
+    k, v = windows.stored(windows.settings.kv).types
     exact = [type(t)(F32, t.page_tokens, F32, modifiers=t.modifiers) for t in (k, v)]
-    session = windows.session((exact[0], exact[1]))
+    session = windows.session(Policy("simulated", (exact[0], exact[1])))
     half = windows.first
     logits = [row for _, row in session.score(window[:half], half - 1)]
     _replace_pages(session, {"k": k, "v": v})
     logits += [row for _, row in session.score(window[half:])]
-    return negative_log_likelihood(np.concatenate(logits), np.asarray(window[half:]))
+    ops = windows.model.ops
+    return negative_log_likelihood(ops, np.concatenate(logits), np.asarray(window[half:]))
 
 
 def _replace_pages(session: Session, types: dict) -> None:
@@ -54,9 +56,12 @@ def main() -> None:
     windows = Windows(load_model(args.model), args.text.read_text(encoding="utf-8"), settings)
     packed, replaced = [], []
     for window in windows.tokens:
-        session = windows.session(windows.types(args.type, args.type))
+        session = windows.session(windows.stored(settings.kv))
         pieces = windows.scored(session, window)
-        packed += [negative_log_likelihood(logits, targets) for targets, logits in pieces]
+        packed += [
+            negative_log_likelihood(windows.model.ops, logits, targets)
+            for targets, logits in pieces
+        ]
         replaced.append(simulated(windows, window))
     ppl = [float(np.exp(np.concatenate(nll).mean())) for nll in (packed, replaced)]
     print(f"{args.type}: packed {ppl[0]:.5f}, simulated {ppl[1]:.5f}, {ppl[0] - ppl[1]:+.5f}")
