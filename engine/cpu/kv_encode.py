@@ -5,25 +5,39 @@ Every encoder is `encode(source, target, n)` for n float32 values (whole blocks)
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from engine.cpu.jit import Verb, call, field, kernel
+from engine.cpu.kv_floats import larger_magnitude
 from engine.cpu.kv_hqq import HQQ_ENCODERS
 from engine.cpu.kv_rows import ROW_ENCODERS
 from engine.cpu.memory import Pool
 from engine.cpu.simd import (
+    bitcast,
+    convert,
+    f32x16,
+    i32x16,
+    iota,
+    load,
     load_f32,
     load_i64,
     load_u8,
     load_u32,
+    maximum,
+    minimum,
+    reduce_add,
+    reduce_max,
+    splat,
+    store,
     store_f16,
     store_f32,
     store_i64,
     store_u8,
     store_u16,
     store_u32,
+    u8x16,
+    u32x16,
+    zeros,
 )
 from engine.cpu.team import Program
 from engine.kv.cache import SideCache
@@ -46,21 +60,31 @@ def bf16(source, target, n):
         store_u16(target + 2 * i, (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)
 
 
+@kernel
+def _magnitude(first, second):
+    """The largest magnitude of 32 values."""
+    return reduce_max(larger_magnitude(larger_magnitude(zeros(f32x16), first), second))
+
+
+@kernel
+def _rounded(scaled):
+    """f32x16 as bytes, rounded like C's roundf: halves away from zero."""
+    magnitude = larger_magnitude(zeros(f32x16), scaled)
+    whole = convert(i32x16, magnitude)
+    rest = (magnitude - convert(f32x16, whole)) * np.float32(2)
+    whole = whole + convert(i32x16, rest)
+    sign = bitcast(i32x16, scaled) >> 31
+    return convert(u8x16, (whole ^ sign) - sign)
+
+
 def q8_0(source, target, n):
     for _ in range(n // 32):
-        peak = np.float32(0)
-        for i in range(32):
-            peak = max(peak, abs(load_f32(source + 4 * i)))
-        d = peak / np.float32(127)
-        inverse = np.float32(0) if d == 0 else np.float32(1) / d
+        first, second = load(f32x16, source), load(f32x16, source + 64)
+        d = _magnitude(first, second) / np.float32(127)
+        inverse = _reciprocal(d)
         store_f16(target, d)
-        for i in range(32):
-            scaled = load_f32(source + 4 * i) * inverse
-            magnitude = abs(scaled)
-            whole = math.floor(magnitude)
-            # C's roundf: halves away from zero
-            whole += math.floor(2 * (magnitude - np.float32(whole)))
-            store_u8(target + 2 + i, int(whole if scaled >= 0 else -whole))
+        store(target + 2, _rounded(first * inverse))
+        store(target + 18, _rounded(second * inverse))
         source += 128
         target += 34
 
@@ -68,6 +92,12 @@ def q8_0(source, target, n):
 @kernel
 def _peak(source):
     """The first of the 32 values with the largest magnitude."""
+    first, second = load(f32x16, source), load(f32x16, source + 64)
+    largest = _magnitude(first, second)
+    above = reduce_max(maximum(first, second)) == largest
+    below = reduce_max(maximum(zeros(f32x16) - first, zeros(f32x16) - second)) == largest
+    if above != below:
+        return largest if above else -largest
     peak = load_f32(source)  # of a block of zeros, the sign of the first is ggml's
     for i in range(1, 32):
         value = load_f32(source + 4 * i)
@@ -82,27 +112,24 @@ def _reciprocal(d):
 
 
 @kernel
-def _code(value, inverse, offset, top):
-    """value inverse + offset, truncated, at most `top`."""
-    return min(int(value * inverse + offset), top)
+def _codes(values, inverse, offset, top):
+    """values inverse + offset >= 0, truncated, at most `top`, as u32x16."""
+    return convert(u32x16, minimum(values * inverse + offset, splat(f32x16, top)))
 
 
 @kernel
 def _store_codes(source, shift, inverse, offset, bits, low, high):
     """Codes of `bits` bits of the 32 values (x - shift): see `engine.kv.formats.blocks`."""
-    top = (1 << bits) - 1
-    fifth, sixth = 0, 0  # the high bits of codes of 5, and of 6 bits
-    for i in range(16):
-        a = _code(load_f32(source + 4 * i) - shift, inverse, offset, top)
-        b = _code(load_f32(source + 64 + 4 * i) - shift, inverse, offset, top)
-        store_u8(low + i, (a & 15) | ((b & 15) << 4))
-        fifth |= ((a >> 4) & 1) << i | ((b >> 4) & 1) << (16 + i)
-        sixth |= ((a >> 4) | ((b >> 4) << 2)) << (8 * (i & 7) + 4 * (i >> 3))
+    top, lane = (1 << bits) - 1, iota(u32x16)
+    a = _codes(load(f32x16, source) - shift, inverse, offset, top)
+    b = _codes(load(f32x16, source + 64) - shift, inverse, offset, top)
     if bits == 5:
-        store_u32(high, fifth)
+        store_u32(high, reduce_add(((a >> 4) | ((b >> 4) << 16)) << lane))
     elif bits == 6:
-        store_u32(high, sixth & 0xFFFFFFFF)
-        store_u32(high + 4, sixth >> 32)
+        # the first eight lanes hold bits 0-3, the others bits 4-7; `low` is written later
+        store(high, convert(u8x16, ((a >> 4) | ((b >> 4) << 2)) << ((lane & 8) >> 1)))
+        store_i64(high, load_i64(high) | load_i64(high + 8))
+    store(low, convert(u8x16, (a & 15) | ((b & 15) << 4)))
 
 
 @kernel
