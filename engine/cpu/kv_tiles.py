@@ -91,12 +91,16 @@ def _add_terms(left, stride, left_low, tiles, next_tiles, tiles_low, steps, term
 
 
 @inlined
-def _decode(decoder, rows, count, row_nbytes, values, target, wide):
-    """`count` packed rows as float32 [32, wide], zeros behind them."""
-    for i in range(0, 4 * 32 * wide, 64):
+def _decode(decoder, rows, count, row_nbytes, values, target, wide, joined):
+    """`count` packed rows as float32 [32, wide], zeros behind them; `joined`, a constant: one call
+    decodes them all."""
+    for i in range(4 * wide * count if joined else 0, 4 * 32 * wide, 64):
         store(target + i, zeros(f32x16))
-    for t in range(count):
-        call(decoder, (rows + t * row_nbytes, target + 4 * t * wide, values))
+    if joined:
+        call(decoder, (rows, target, count * wide))
+    else:
+        for t in range(count):
+            call(decoder, (rows + t * row_nbytes, target + 4 * t * wide, values))
 
 
 @inlined
@@ -136,7 +140,9 @@ def _copy_square(source, stride, rows, target, target_stride):
 
 
 @inlined
-def tile_score(page, n, q, stride, rows, wide, out, scratch, decoder, row_nbytes, values, terms):
+def tile_score(
+    page, n, q, stride, rows, wide, out, scratch, decoder, row_nbytes, values, terms, joined
+):
     """Scores of all rows; those behind n, up to a multiple of 32, are zeros."""
     square, pairs, decoded, tiles, low, left, left_low = _rooms(scratch, rows, wide, wide)
     for i in range(rows):
@@ -147,7 +153,7 @@ def tile_score(page, n, q, stride, rows, wide, out, scratch, decoder, row_nbytes
         count = min(CHUNK, n - t0)
         for t in range(0, count, 32):
             at, some = page + (t0 + t) * row_nbytes, min(32, count - t)
-            _decode(decoder, at, some, row_nbytes, values, decoded, wide)
+            _decode(decoder, at, some, row_nbytes, values, decoded, wide, joined)
             _key_tiles(decoded, wide, pairs, tiles + TILE * (t // 16) * steps, low, terms)
         for i in range(0, rows, 32):
             for t in range(0, count, 32):
@@ -165,7 +171,9 @@ def tile_score(page, n, q, stride, rows, wide, out, scratch, decoder, row_nbytes
 
 
 @inlined
-def tile_mix(page, n, p, stride, rows, wide, out, scratch, decoder, row_nbytes, values, terms):
+def tile_mix(
+    page, n, p, stride, rows, wide, out, scratch, decoder, row_nbytes, values, terms, joined
+):
     """Mixes all rows; weights behind n, up to a multiple of 32, meet zeros."""
     square, _, decoded, tiles, low, left, left_low = _rooms(scratch, rows, CHUNK, wide)
     for t0 in range(0, n, CHUNK):
@@ -176,7 +184,7 @@ def tile_mix(page, n, p, stride, rows, wide, out, scratch, decoder, row_nbytes, 
             _left_row(p + i * stride + 4 * t0, 32 * steps, row, left_low, terms)
         for t in range(0, count, 32):
             at, some = page + (t0 + t) * row_nbytes, min(32, count - t)
-            _decode(decoder, at, some, row_nbytes, values, decoded, wide)
+            _decode(decoder, at, some, row_nbytes, values, decoded, wide, joined)
             _value_tiles(decoded, wide, tiles + TILE * (t // 32), steps, low, terms)
         tiles_begin(square)
         for i in range(0, rows, 32):

@@ -132,7 +132,8 @@ def score_verb(joined: bool, terms: int) -> Verb:
         wide = width(dim)
         if terms and rows > FEW_ROWS:
             tile_score(
-                page, n, q, stride, rows, wide, out, scratch, decoder, row_nbytes, values, terms
+                page, n, q, stride, rows, wide, out, scratch, decoder, row_nbytes, values,
+                terms, joined,
             )  # fmt: skip
             return
         tokens = scratch + 4 * 1024
@@ -154,7 +155,8 @@ def mix_verb(joined: bool, terms: int) -> Verb:
         wide = width(dim)
         if terms and rows > FEW_ROWS:
             tile_mix(
-                page, n, p, stride, rows, wide, out, scratch, decoder, row_nbytes, values, terms
+                page, n, p, stride, rows, wide, out, scratch, decoder, row_nbytes, values,
+                terms, joined,
             )  # fmt: skip
             return
         clear_block(scratch, wide, joined)
