@@ -9,9 +9,10 @@ with `stride` bytes between rows.  Three format parameters follow.  `scratch` ho
 `scratch_nbytes`.
 
 Behind the n tokens, up to the next multiple of 32, score may write anything, and mix ignores what
-is finite.  Pages of codes are multiplied by 16-bit integers.  Tokens are multiplied as float32, by
-many rows on hosts with tile registers as two bfloat16 halves (f32 never).  There is a pair for all
-token formats and a pair per number of bits for the per-channel page formats.
+is finite.  Pages of codes, and a few rows with tokens' codes, are multiplied by 16-bit integers.
+Other tokens are multiplied as float32, by many rows on hosts with tile registers as two bfloat16
+halves (f32 never).  There is a pair for all token formats, one for codes in blocks and one for rows
+of codes (with ranges and without), and a pair per number of bits for the per-channel page formats.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from engine.cpu import kv_kivi, kv_pages, kv_tokens, kv_waterfill
+from engine.cpu import kv_blocks, kv_kivi, kv_pages, kv_tokens, kv_waterfill
 from engine.cpu.host import AMX
 from engine.cpu.jit import Verb
+from engine.cpu.kv_block_codes import codes_of
 from engine.cpu.kv_decode import DECODERS
 from engine.kv.format import BlockFormat, KVFormat, TokenFormat
 from engine.kv.formats.channels import ChannelFormat, padded_dim
@@ -50,15 +52,31 @@ def supported(kind: KVFormat) -> bool:
     return isinstance(kind, ChannelFormat | KiviFormat | WaterFilledFormat)
 
 
+def _token_verbs(
+    kind: TokenFormat, head_dim: int, tiles: bool
+) -> tuple[Verb, Verb, tuple[int, int, int]]:
+    terms = (2 if kind == BF16 else 3) if tiles and kind != F32 else 0
+    channels, row_nbytes = kind.channels(head_dim), kind.row_nbytes(head_dim)
+    joined = isinstance(kind, BlockFormat) and channels % 32 == 0
+    score, mix = kv_tokens.score_verb(joined, terms), kv_tokens.mix_verb(joined, terms)
+    parameters = (DECODERS[kind.name].address, row_nbytes, channels)
+    codes = codes_of(kind, head_dim)
+    if codes is None:
+        return score, mix, parameters
+    fields = kv_blocks.record(
+        codes.turn, codes.interleave, row_nbytes, codes.middle,
+        score.address, mix.address, *parameters,
+    )  # fmt: skip
+    score = kv_blocks.score_verb(codes.ranged, codes.whole)
+    mix = kv_blocks.mix_verb(codes.ranged, codes.whole)
+    return score, mix, (fields.ctypes.data, 0, 0)
+
+
 @lru_cache(maxsize=64)
 def page_verbs(kind: KVFormat, page_tokens: int, head_dim: int, tiles: bool = AMX) -> PageVerbs:
     """The verbs of a supported format, compiled on first use; `tiles`: on tile registers."""
     if isinstance(kind, TokenFormat):
-        terms = (2 if kind == BF16 else 3) if tiles and kind != F32 else 0
-        joined = isinstance(kind, BlockFormat) and kind.channels(head_dim) % 32 == 0
-        score, mix = kv_tokens.score_verb(joined, terms), kv_tokens.mix_verb(joined, terms)
-        decoder = DECODERS[kind.name].address
-        parameters = (decoder, kind.row_nbytes(head_dim), kind.channels(head_dim))
+        score, mix, parameters = _token_verbs(kind, head_dim, tiles)
     elif isinstance(kind, WaterFilledFormat):
         score, mix = _WATER_FILLED
         group = group_channels(page_tokens, "k")
@@ -77,7 +95,11 @@ def page_verbs(kind: KVFormat, page_tokens: int, head_dim: int, tiles: bool = AM
 
 def scratch_nbytes(rows: int, head_dim: int, page_tokens: int) -> int:
     """Bytes that any verb may need for `rows` query rows."""
-    plain = (kv_tokens.scratch_nbytes(rows, head_dim), kv_pages.scratch_nbytes(rows, head_dim))
+    plain = (
+        kv_tokens.scratch_nbytes(rows, head_dim),
+        kv_blocks.scratch_nbytes(head_dim),
+        kv_pages.scratch_nbytes(rows, head_dim),
+    )
     families = (
         module.scratch_nbytes(rows, padded_dim(head_dim), page_tokens)
         for module in (kv_kivi, kv_waterfill)

@@ -1,4 +1,4 @@
-"""Tables of 16 float32 in a register: AVX-512's vpermps, lane by lane elsewhere."""
+"""Tables of 16 entries in a register: AVX-512's permutations, lane by lane elsewhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from engine.cpu.host import AVX512
-from engine.cpu.simd import f32x16, intrinsic, u32x16
+from engine.cpu.simd import f32x16, intrinsic, u8x32, u32x16
 
 _I32 = ir.IntType(32)
 
@@ -20,25 +20,36 @@ def _permute(builder: Any, table: Any, indices: Any) -> Any:
     return builder.call(function, [table, indices])
 
 
+def _permute_bytes(builder: Any, table: Any, indices: Any) -> Any:
+    kind = ir.FunctionType(u8x32.llvm, [u8x32.llvm] * 2)
+    name = "llvm.x86.avx2.pshuf.b"
+    function = cgutils.get_or_insert_function(builder.module, kind, name)
+    return builder.call(function, [table, indices])
+
+
 def _portable(builder: Any, table: Any, indices: Any) -> Any:
-    found = ir.Constant(f32x16.llvm, ir.Undefined)
-    for lane in range(16):
-        index = builder.extract_element(indices, _I32(lane))
+    found = ir.Constant(table.type, ir.Undefined)
+    for lane in range(table.type.count):
+        index = builder.zext(builder.extract_element(indices, _I32(lane)), ir.IntType(64))
         found = builder.insert_element(found, builder.extract_element(table, index), _I32(lane))
     return found
 
 
-def _look_up(emit_body: Any) -> Any:
+def _look_up(kind: Any, key: Any, emit_body: Any) -> Any:
     @intrinsic
     def look_up(typing_context, table, indices):
         def emit(context, builder, signature, args):
             return emit_body(builder, *args)
 
-        return f32x16(f32x16, u32x16), emit
+        return kind(kind, key), emit
 
     return look_up
 
 
-look_up_portable = _look_up(_portable)
-look_up = _look_up(_permute) if AVX512 else look_up_portable
+look_up_portable = _look_up(f32x16, u32x16, _portable)
+look_up = _look_up(f32x16, u32x16, _permute) if AVX512 else look_up_portable
 """table[indices[i]] in lane i, for indices below 16."""
+
+look_up_bytes_portable = _look_up(u8x32, u8x32, _portable)
+look_up_bytes = _look_up(u8x32, u8x32, _permute_bytes) if AVX512 else look_up_bytes_portable
+"""The same for bytes; the upper half of the table repeats the lower one."""

@@ -31,6 +31,7 @@ _LLVM: dict[str, Any] = {
     "i32": ir.IntType(32),
     "u32": ir.IntType(32),
     "i64": ir.IntType(64),
+    "u64": ir.IntType(64),
     "f16": ir.HalfType(),
     "f32": ir.FloatType(),
     "f64": ir.DoubleType(),
@@ -43,6 +44,7 @@ _SCALAR: dict[str, Any] = {
     "i32": types.int32,
     "u32": types.uint32,
     "i64": types.int64,
+    "u64": types.uint64,
     "f16": types.float32,  # Numba has no half scalar on CPU: loads widen, stores narrow
     "f32": types.float32,
     "f64": types.float64,
@@ -81,6 +83,7 @@ u16x16, f16x16 = Vector("u16", 16), Vector("f16", 16)
 i32x16, u32x16, f32x16 = Vector("i32", 16), Vector("u32", 16), Vector("f32", 16)
 f64x16 = Vector("f64", 16)
 u8x32, u8x64, i8x64 = Vector("u8", 32), Vector("u8", 64), Vector("i8", 64)
+u32x8, u64x4 = Vector("u32", 8), Vector("u64", 4)
 
 _I32 = ir.IntType(32)
 

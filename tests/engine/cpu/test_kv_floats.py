@@ -15,8 +15,13 @@ from engine.cpu.kv_floats import (
     store_sums,
     transpose,
 )
-from engine.cpu.lookup import look_up, look_up_portable
-from engine.cpu.simd import address_of, f32x16, load, store, u32x16
+from engine.cpu.lookup import (
+    look_up,
+    look_up_bytes,
+    look_up_bytes_portable,
+    look_up_portable,
+)
+from engine.cpu.simd import address_of, f32x16, load, store, u8x32, u32x16
 
 RNG = np.random.default_rng(4)
 
@@ -38,6 +43,26 @@ def test_tables_are_looked_up_lane_by_lane(body) -> None:
     table, indices = RNG.random(16, np.float32), RNG.integers(0, 16, 16, np.uint32)
     out = np.zeros(16, np.float32)
     body(table, indices, out)
+    np.testing.assert_array_equal(out, table[indices])
+
+
+@kernel
+def _look_up_bytes(table, indices, out):
+    found = look_up_bytes(load(u8x32, address_of(table)), load(u8x32, address_of(indices)))
+    store(address_of(out), found)
+
+
+@kernel
+def _look_up_bytes_portable(table, indices, out):
+    found = look_up_bytes_portable(load(u8x32, address_of(table)), load(u8x32, address_of(indices)))
+    store(address_of(out), found)
+
+
+@pytest.mark.parametrize("body", [_look_up_bytes, _look_up_bytes_portable])
+def test_bytes_are_looked_up_lane_by_lane(body) -> None:
+    table, indices = RNG.integers(0, 256, 16, np.uint8), RNG.integers(0, 16, 32, np.uint8)
+    out = np.zeros(32, np.uint8)
+    body(np.tile(table, 2), indices, out)
     np.testing.assert_array_equal(out, table[indices])
 
 
