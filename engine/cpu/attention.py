@@ -1,9 +1,9 @@
 """Causal attention over packed pages, written once for every pair of formats.
 
 Work is cut into items of one KV head and a block of queries (or, for a single query, a stretch of
-tokens); each runs over spans of tokens: score the span's key pages, one step of online softmax
-(Milakov and Gimelshein 2018), mix its value pages.  The cuts depend on lengths alone, so the result
-does not depend on the number of threads.
+tokens); each runs over spans of tokens: score the span's key pages, one step of online softmax, mix
+its value pages.  The cuts depend on lengths alone, so the result does not depend on the number of
+threads.
 
 Tokens are counted from behind the sinks, whose page has index -1 and is a span of its own: its
 tokens are -sink..0, and the cuts are those of a cache without sinks.
@@ -17,6 +17,7 @@ import numpy as np
 
 from engine.cpu.jit import Verb, call, field, inlined, kernel
 from engine.cpu.key_bias import add_bias, bias_fields, bias_nbytes, gather_bias
+from engine.cpu.kv_floats import fetch
 from engine.cpu.kv_tokens import width
 from engine.cpu.kv_verbs import page_verbs, scratch_nbytes
 from engine.cpu.memory import Pool
@@ -25,24 +26,19 @@ from engine.cpu.simd import (
     load,
     load_f32,
     load_i64,
-    maximum,
-    reduce_add,
-    reduce_max,
-    splat,
     store,
     store_f32,
     store_i64,
-    zeros,
 )
+from engine.cpu.softmax import MASKED, clear, combine_row, softmax_row
 from engine.cpu.team import Program
-from engine.cpu.vmath import vexp, vtanh
 from engine.kv.cache import LayerCache, SideCache
 from engine.ops import KeyBias
 
 # Query rows of an item: enough to pay for unpacking a page, few enough to stay in L2.
 QUERY_ROWS = 192
-PART = 1024  # tokens of an item when there is a single query
-_MASKED = np.float32(-1e30)
+PART = 1024  # tokens of an item, and of a span, when there is a single query
+FETCHED = 4096  # bytes of an item's first page that are asked for
 
 # The argument block: shapes, addresses, then the fields of either side.  The cached tokens are
 # those at the address _START plus _PENDING when the entry runs: one recording serves every token.
@@ -62,58 +58,33 @@ def _cached(plan):
     return load_i64(field(plan, _START)) + field(plan, _PENDING)
 
 
+@inlined
+def _stored(plan, side, index):
+    """Where the fields of page `index` begin: packed, open or sinks."""
+    if index < 0:
+        return side + _SINKS
+    # no page is packed between the queries: the newest tokens and what shares their pages are open
+    first_open = (_cached(plan) - 1 - field(plan, side + _RECENT)) // field(plan, side + _PAGE)
+    return side + (_OPEN if index >= first_open else _PACKED)
+
+
+@inlined
+def _page(plan, side, index, head):
+    """The address of KV head `head` in page `index`."""
+    nbytes = field(plan, _stored(plan, side, index) + _NBYTES)
+    return load_i64(field(plan, side + _TABLE) + 8 * index) + head * nbytes
+
+
 @kernel
 def _run_verb(plan, side, index, head, a, stride, rows, out, scratch):
     """The side's verb on page `index` of KV head `head`, for as many tokens as the page holds."""
-    size, cached = field(plan, side + _PAGE), _cached(plan)
-    n, stored = min(size, cached - index * size), side + _PACKED
+    size, stored = field(plan, side + _PAGE), _stored(plan, side, index)
+    n = min(size, _cached(plan) - index * size)
     if index < 0:
-        n, stored = min(field(plan, _SINK), cached + field(plan, _SINK)), side + _SINKS
-    # no page is packed between the queries: the newest tokens and what shares their pages are open
-    elif index >= (cached - 1 - field(plan, side + _RECENT)) // size:
-        stored = side + _OPEN
-    nbytes, x = field(plan, stored + _NBYTES), stored + _PARAMETER
-    page = load_i64(field(plan, side + _TABLE) + 8 * index) + head * nbytes
+        n = min(field(plan, _SINK), _cached(plan) + field(plan, _SINK))
+    page, x = _page(plan, side, index, head), stored + _PARAMETER
     dim, p, r, s = field(plan, _DIM), field(plan, x), field(plan, x + 1), field(plan, x + 2)
     call(field(plan, stored + _VERB), (page, n, a, stride, rows, dim, out, scratch, p, r, s))
-
-
-@kernel
-def _softmax_row(scores, span, first, last, state, acc, wide, softcap):
-    """One online step for a row of `span` scores, of which first..last count; leaves weights.
-
-    `state` is (maximum, sum) so far; the row's `acc` is rescaled to the new maximum.
-    """
-    if softcap > 0:
-        for t in range(0, 4 * span, 64):
-            s = load(f32x16, scores + t)
-            store(scores + t, vtanh(s * (np.float32(1) / softcap)) * softcap)
-    for t in range(first):
-        store_f32(scores + 4 * t, _MASKED)
-    for t in range(last, span):
-        store_f32(scores + 4 * t, _MASKED)
-    top = splat(f32x16, load_f32(state))
-    for t in range(0, 4 * span, 64):
-        top = maximum(top, load(f32x16, scores + t))
-    highest = reduce_max(top)
-    total = zeros(f32x16)
-    for t in range(0, 4 * span, 64):
-        weight = vexp(load(f32x16, scores + t) - highest)
-        total = total + weight
-        store(scores + t, weight)
-    shrink = np.float32(math.exp(load_f32(state) - highest))
-    store_f32(state, highest)
-    store_f32(state + 4, load_f32(state + 4) * shrink + reduce_add(total))
-    if shrink != 1:
-        for c in range(0, 4 * wide, 64):
-            store(acc + c, load(f32x16, acc + c) * shrink)
-
-
-@kernel
-def _clear(target, n):
-    """n float32 zeros, n a multiple of 16."""
-    for i in range(0, 4 * n, 64):
-        store(target + i, zeros(f32x16))
 
 
 @kernel
@@ -143,12 +114,18 @@ def _attend_span(plan, head, position, rows, s0, s1, span, acc, scratch):
     softcap = load_f32(field(plan, _FACTORS) + 4)
     scores = scratch + 4 * rows * wide
     buffers = scores + rows * stride
-    rest = buffers + field(plan, _BIAS_NBYTES)
+    rest = buffers + field(plan, _BIAS_NBYTES) + 64
     states = acc + 4 * rows * wide
     # pages in front of every query's window are skipped: they may have been evicted
     first = s0 if window == 0 else max(s0, position - window + 1)
-    size = field(plan, _K + _PAGE)
-    for page in range(first // size, (s1 + size - 1) // size):
+    size, v_size = field(plan, _K + _PAGE), field(plan, _V + _PAGE)
+    stop = (s1 + size - 1) // size
+    for page in range(first // size, stop):
+        last = page + 1 == stop
+        following = (
+            _page(plan, _V, first // v_size, head) if last else _page(plan, _K, page + 1, head)
+        )
+        store_i64(rest - 8, following)
         # the sinks' page begins where they do
         out = scores + 4 * max(page * size - s0, 0)
         _run_verb(plan, _K, page, head, scratch, stride, rows, out, rest)
@@ -156,18 +133,21 @@ def _attend_span(plan, head, position, rows, s0, s1, span, acc, scratch):
         skipped = (first - s0) & ~15
         sink, out = field(plan, _SINK), scores + 4 * skipped
         add_bias(plan + 8 * _BIAS, rows, s0 + skipped, s1, sink, out, stride, buffers, rest)
+    # value pages may hold tokens that none of these queries sees
+    count = min(span, (_cached(plan) - s0 + 31) & ~31)
     for i in range(rows):
         newest = position + i // group
         oldest = s0 if window == 0 else max(s0, newest - window + 1)
         row, newest = scores + i * stride, min(newest + 1, s1)
         if oldest >= newest:
-            _clear(row, span)
+            clear(row, count)
             continue
         target = acc + 4 * i * wide
-        _softmax_row(row, span, oldest - s0, newest - s0, states + 8 * i, target, wide, softcap)
-    size = field(plan, _V + _PAGE)
-    for page in range(first // size, (s1 + size - 1) // size):
-        weights = scores + 4 * max(page * size - s0, 0)
+        softmax_row(row, count, oldest - s0, newest - s0, states + 8 * i, target, wide, softcap)
+    stop = (s1 + v_size - 1) // v_size
+    for page in range(first // v_size, stop):
+        store_i64(rest - 8, _page(plan, _V, min(page + 1, stop - 1), head))
+        weights = scores + 4 * max(page * v_size - s0, 0)
         _run_verb(plan, _V, page, head, weights, stride, rows, acc, rest)
 
 
@@ -181,15 +161,18 @@ def _attend_block(plan, head, t0, tokens, start, stop, acc, scratch):
     wide, span, rows = width(field(plan, _DIM)), field(plan, _SPAN), tokens * group
     position, sink = _cached(plan) - field(plan, _TOKENS) + t0, field(plan, _SINK)
     states = acc + 4 * rows * wide
+    # verbs ask for the page behind theirs: here is no verb yet
+    first = _page(plan, _K, max(0, start) // field(plan, _K + _PAGE), head)
+    fetch(first, min(FETCHED, field(plan, _K + _PACKED + _NBYTES)) // 64)
     _gather_queries(plan, t0, tokens, head, scratch)
     if field(plan, _BIAS) != 0:
         scale, dim = load_f32(field(plan, _FACTORS)), field(plan, _DIM)
         buffers = scratch + 4 * rows * (wide + span)
         heads = field(plan, _KV_HEADS)
         gather_bias(plan + 8 * _BIAS, t0, tokens, group, heads, head, dim, scale, buffers)
-    _clear(acc, rows * wide)
+    clear(acc, rows * wide)
     for i in range(rows):
-        store_f32(states + 8 * i, _MASKED)
+        store_f32(states + 8 * i, MASKED)
         store_f32(states + 8 * i + 4, np.float32(0))
     if start < 0:  # sinks are wanted
         s1, some = min(0, stop), (sink + 31) & ~31
@@ -219,35 +202,6 @@ def _attend_item(plan, item, slot):
     _attend_block(plan, unit // blocks, t0, count, start, stop, acc, scratch)
 
 
-@kernel
-def _combine_row(n_parts, stride, states, sums, dim, out):
-    """out [dim] = the softmax-weighted mean of one row over its parts, in their order.
-
-    The sums of the first part are overwritten.
-    """
-    top = _MASKED
-    for p in range(n_parts):
-        top = max(top, load_f32(states + p * stride))
-    mass = np.float32(0)
-    for p in range(n_parts):
-        factor = np.float32(math.exp(load_f32(states + p * stride) - top))
-        mass += load_f32(states + p * stride + 4) * factor
-        store_f32(states + p * stride, factor)
-    wide = width(dim)
-    for d in range(0, 4 * wide, 64):
-        total = zeros(f32x16)
-        for p in range(n_parts):
-            part = load(f32x16, sums + p * stride + d) * load_f32(states + p * stride)
-            total = total + part
-        total = total * (np.float32(1) / mass)
-        if d + 64 <= 4 * dim:
-            store(out + d, total)
-        else:
-            store(sums + d, total)
-    for d in range(4 * (dim & ~15), 4 * dim, 4):
-        store_f32(out + d, load_f32(sums + d))
-
-
 def _combine_item(plan, unit, slot):
     """Unit: (KV head, block of queries)."""
     heads, dim, tokens = field(plan, _HEADS), field(plan, _DIM), field(plan, _TOKENS)
@@ -260,7 +214,7 @@ def _combine_item(plan, unit, slot):
     for i in range(rows):
         out = field(plan, _OUT) + 4 * ((t0 + i // group) * heads + head * group + i % group) * dim
         states = base + 4 * rows * wide + 8 * i
-        _combine_row(parts, stride, states, base + 4 * i * wide, dim, out)
+        combine_row(parts, stride, states, base + 4 * i * wide, dim, out)
 
 
 def _cut(arguments, item, slot):
@@ -297,13 +251,14 @@ def attend(
     span = min(math.lcm(*sizes), max(-(-layer.n_ctx // size) * size for size in sizes))
     block = min(tokens, max(1, QUERY_ROWS * kv_heads // heads))
     part = -(-PART // span) * span
+    span = part if tokens == 1 else span
     rows, wide = block * heads // kv_heads, -(-dim // 32) * 32
     units = kv_heads * -(-tokens // block)
     parts = -(-layer.n_ctx // part) if tokens == 1 else 1
     out = pool.take((tokens, heads, dim))
     partial = pool.take((units * parts, rows * (wide + 2)))
     biased = bias_nbytes(bias, rows)
-    needed = 4 * rows * (wide + span) + biased + scratch_nbytes(rows, dim, max(sizes))
+    needed = 4 * rows * (wide + span) + biased + 64 + scratch_nbytes(rows, dim, max(sizes))
     scratch = pool.take((threads, -(-needed // 64) * 64), np.uint8)
     factors = np.array([scale, softcap], np.float32)
     program.hold(factors, layer.count.position, layer.k.table, layer.v.table)

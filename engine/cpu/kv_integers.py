@@ -14,7 +14,6 @@ from __future__ import annotations
 import numpy as np
 
 from engine.cpu.amx import bytes_add, bytes_add_upper, sums_store, sums_store_upper, sums_zero
-from engine.cpu.dot import dot_bytes, four_bytes
 from engine.cpu.jit import inlined
 from engine.cpu.kv_floats import fetch, larger_magnitude
 from engine.cpu.planes import step_codes
@@ -25,17 +24,18 @@ from engine.cpu.simd import (
     fma,
     i32x16,
     load,
+    load_i64,
     reduce_add,
     reduce_max,
     splat,
     store,
+    store_f32,
     u8x16,
-    u8x64,
     u32x16,
     zeros,
 )
+from engine.cpu.vmath import larger
 
-_AHEAD = 2048  # bytes between the codes that are unpacked and those that are asked for
 _TOP = 127 * 256  # the largest magnitude whose high byte fits
 _NEGLIGIBLE = np.float32(1e-30)
 _ROUNDER = np.float32(1.5 * 2**23)  # x + this ends in the 16 bits of x rounded to an integer
@@ -48,10 +48,11 @@ def block_rows(rows):
 
 
 @inlined
-def unpack_sets(codes, steps, bits, target):
-    """`steps` steps (a multiple of 8) of packed codes as 64 bytes each."""
+def unpack_sets(codes, steps, bits, target, ahead):
+    """`steps` steps (a multiple of 8) of packed codes as 64 bytes each; what lies `ahead` bytes
+    further is asked for."""
     for _ in range(0, steps, 8):
-        fetch(codes + _AHEAD, bits)
+        fetch(codes + ahead, bits)
         for j in range(8):
             store(target + 64 * j, step_codes(codes, j, bits))
         codes += 64 * bits
@@ -59,76 +60,89 @@ def unpack_sets(codes, steps, bits, target):
 
 
 @inlined
-def fetch_page(page, codes_nbytes):
-    """Ask for what verbs read first: the first codes, and norms and ranges behind all codes."""
-    fetch(page + codes_nbytes, 16)
-    fetch(page, _AHEAD // 64)
+def next_page(page, codes_nbytes, scratch):
+    """The distance to the page that comes next, whose metadata is asked for."""
+    ahead = load_i64(scratch - 8) - page
+    fetch(page + codes_nbytes + ahead, 8)
+    return ahead
 
 
 @inlined
-def split_row(values, depth, planes, block):
-    """Write the planes of float32 [depth]; returns their scale and the sum of 256 high + low.
-
-    Rows without a value above 1e-30 become zeros.
-    """
-    top = zeros(f32x16)
-    for c in range(0, 4 * depth, 64):
-        top = larger_magnitude(top, load(f32x16, values + c))
-    largest, total = reduce_max(top), zeros(f32x16)
+def _factor(top):
+    """What the values of a row are multiplied by, and its inverse, for `top` with their largest."""
+    largest = reduce_max(top)
     # what is smaller counts for nothing beside scores and weights near 1, and its factor overflows
     factor = np.float32(_TOP) / largest if largest > _NEGLIGIBLE else np.float32(0)
-    many, shift = splat(f32x16, factor), splat(f32x16, _ROUNDER)
-    for c in range(0, depth, 16):
-        rounded = fma(load(f32x16, values + 4 * c), many, shift)
-        total, whole = total + (rounded - _ROUNDER), bitcast(u32x16, rounded)
-        store(planes + c, convert(u8x16, (whole + 128) >> 8))
-        store(planes + block * depth + c, convert(u8x16, whole))
-    return largest * np.float32(1 / _TOP), reduce_add(total)
+    return splat(f32x16, factor), largest * np.float32(1 / _TOP)
 
 
 @inlined
-def _add_unit(planes, low, depth, rows, codes, sums, low_sums, stride):
-    """Sums of one unit without tiles: two rows at a time share the codes they load."""
-    for i in range(0, rows, 2):
-        j = min(i + 1, rows - 1)
-        first, second = planes + i * depth, planes + j * depth
-        a, b, c, d = zeros(i32x16), zeros(i32x16), zeros(i32x16), zeros(i32x16)
-        for k in range(0, depth, 4):
-            step = load(u8x64, codes + 16 * k)
-            a = dot_bytes(a, step, four_bytes(first + k))
-            b = dot_bytes(b, step, four_bytes(first + low + k))
-            c = dot_bytes(c, step, four_bytes(second + k))
-            d = dot_bytes(d, step, four_bytes(second + low + k))
-        store(sums + stride * i, a)
-        store(low_sums + stride * i, b)
-        store(sums + stride * j, c)
-        store(low_sums + stride * j, d)
+def _split(values, factor, planes, low, total):
+    """Write the bytes of 16 values times `factor`, `low` bytes apart; adds them to `total`."""
+    rounded = fma(values, factor, splat(f32x16, _ROUNDER))
+    whole = bitcast(u32x16, rounded)
+    store(planes, convert(u8x16, (whole + 128) >> 8))
+    store(planes + low, convert(u8x16, whole))
+    return total + (rounded - _ROUNDER)
 
 
 @inlined
-def products(planes, depth, block, rows, codes, unit_nbytes, units, sums, tiles):
-    """int32 sums [2 block, 16 units] of a block's `rows` rows with units `unit_nbytes` apart.
+def fold_query(query, steps, lanes, bits, values, depth, planes, low, factors):
+    """Split the float32 row `query` times the page's steps into planes of `depth` bytes, `low`
+    bytes apart.  Factors: their scale, and what a score has besides their products with codes.
 
-    Units are taken in pairs, so an odd number of them needs room for one more.  All sums are
-    written before any is read: a load right behind a tile's store would wait for it.  `tiles`, a
-    constant, says whether tile registers, configured by the caller, do the work.
+    `values` is room for float32 [depth], zeros from `lanes` on.
     """
-    stride, low = sums_stride(units), block * depth
-    for unit in range(0, units, 2):
-        first, target = codes + unit_nbytes * unit, sums + 64 * unit
-        second = first + unit_nbytes
-        if tiles:
-            sums_zero()
-            if block == 8:
-                bytes_add_upper(planes, depth, first, second, depth // 64)
-                sums_store_upper(target, stride)
-            else:
-                bytes_add(planes, depth, first, second, depth // 64)
-                sums_store(target, stride)
-        else:
-            low_target = target + stride * block
-            _add_unit(planes, low, depth, rows, first, target, low_target, stride)
-            _add_unit(planes, low, depth, rows, second, target + 64, low_target + 64, stride)
+    exact, top, total = zeros(f32x16), zeros(f32x16), zeros(f32x16)
+    for c in range(0, 4 * lanes, 64):
+        part = load(f32x16, query + c)
+        exact = fma(part, load(f32x16, steps + 4 * lanes + c), exact)
+        part = part * load(f32x16, steps + c)
+        top = larger_magnitude(top, part)
+        store(values + c, part)
+    factor, scale = _factor(top)
+    for c in range(0, depth, 16):
+        total = _split(load(f32x16, values + 4 * c), factor, planes + c, low, total)
+    store_f32(factors, scale)
+    center = splat(f32x16, scale * -np.float32(1 << (bits - 1)))
+    store_f32(factors + 4, reduce_add(fma(total, center, exact)))
+
+
+@inlined
+def fold_weights(weights, norms, count, bits, depth, planes, low, factors):
+    """Split float32 [count] weights >= 0 times norms into planes of `depth` bytes, `low` bytes
+    apart.  Factors: their scale, its multiple that a mix has too much, the sum of weights."""
+    mass, top, total = zeros(f32x16), zeros(f32x16), zeros(f32x16)
+    for t in range(0, 4 * count, 64):
+        part = load(f32x16, weights + t) * load(f32x16, norms + t)
+        mass, top = mass + part, larger(part, top)
+    factor, scale = _factor(top)
+    for t in range(0, count, 16):
+        part = load(f32x16, weights + 4 * t) * load(f32x16, norms + 4 * t)
+        total = _split(part, factor, planes + t, low, total)
+    for t in range(count, depth, 16):
+        store(planes + t, zeros(u8x16))
+        store(planes + low + t, zeros(u8x16))
+    store_f32(factors, scale)
+    store_f32(factors + 4, reduce_add(total) * scale * -np.float32(1 << (bits - 1)))
+    store_f32(factors + 8, reduce_add(mass))
+
+
+@inlined
+def pair_products(planes, depth, block, first, second, sums, stride):
+    """int32 sums [2 block, 32], `stride` bytes between rows, of a block's rows with two units, on
+    tile registers that the caller has configured.
+
+    All sums are to be written before any is read, and all codes long before they are multiplied: a
+    load right behind a tile's store would wait for it, and so would a tile's load.
+    """
+    sums_zero()
+    if block == 8:
+        bytes_add_upper(planes, depth, first, second, depth // 64)
+        sums_store_upper(sums, stride)
+    else:
+        bytes_add(planes, depth, first, second, depth // 64)
+        sums_store(sums, stride)
 
 
 @inlined

@@ -10,72 +10,40 @@ Without norms n' is 1, and in a symmetric type m is -qmax s.  q s and w are roun
 `engine.cpu.kv_integers`; the exact terms then stand for the middle of the codes, m + 2^(b-1) s, so
 that the rounding is multiplied by a code's distance from the middle only.  Parameters: bytes of the
 codes, and the sum of NORMS and MINIMA where the page has them.  There is a verb per number of bits,
-with tile registers or without.
+with tile registers or without; `engine.cpu.kv_direct` has what needs none.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
 
-import numpy as np
-
+from engine.cpu import kv_direct
 from engine.cpu.amx import tiles_begin, tiles_end
 from engine.cpu.jit import Verb, inlined
+from engine.cpu.kv_direct import CHUNK
 from engine.cpu.kv_integers import (
     block_rows,
-    fetch_page,
-    products,
-    split_row,
+    fold_query,
+    fold_weights,
+    next_page,
+    pair_products,
     sum_at,
     sums_stride,
     unpack_sets,
 )
+from engine.cpu.kv_ranges import load_norms, load_ranges
 from engine.cpu.kv_tokens import width
 from engine.cpu.simd import (
-    convert,
-    f16x16,
     f32x16,
     fma,
     load,
     load_f32,
-    reduce_add,
     splat,
     store,
-    store_f32,
-    u8x64,
     zeros,
 )
 
-NORMS, MINIMA = 1, 2
-CHUNK = 128  # tokens whose codes are unpacked at a time
-
-
-@inlined
-def _halves(address):
-    return convert(f32x16, load(f16x16, address))
-
-
-@inlined
-def _load_ranges(page, n, lanes, codes_nbytes, bits, parts, steps):
-    """The page's s and, behind them, the middles m + 2^(b-1) s, float32 [2, lanes] at `steps`."""
-    m = page + codes_nbytes + (2 * n if parts & NORMS else 0)
-    s = m + (2 * lanes if parts & MINIMA else 0)
-    center = splat(f32x16, np.float32(1 << (bits - 1)))
-    for c in range(0, lanes, 16):
-        step = _halves(s + 2 * c)
-        store(steps + 4 * c, step)
-        # a symmetric type's middle is a step above its zero
-        middle = fma(step, center, _halves(m + 2 * c)) if parts & MINIMA else step
-        store(steps + 4 * (lanes + c), middle)
-
-
-@inlined
-def _load_norms(page, codes_nbytes, t0, count, parts, norms):
-    """The n' of tokens t0..t0+count as float32 [count] at `norms`."""
-    for t in range(0, count, 16):
-        one = splat(f32x16, np.float32(1))
-        norm = _halves(page + codes_nbytes + 2 * (t0 + t)) if parts & NORMS else one
-        store(norms + 4 * t, norm)
+FEW_ROWS = 4  # up to which codes are multiplied where they are unpacked
 
 
 @inlined
@@ -97,116 +65,113 @@ def scratch_nbytes(rows: int, head_dim: int) -> int:
     lanes = -(-head_dim // 32) * 32
     depth = max(-(-head_dim // 64) * 64, CHUNK)
     fixed = 2 * 16 * (4 * depth + 64) + 4 * depth + 8 * lanes + 4 * CHUNK + 64
-    return fixed + (16 + 2 * depth) * (rows + 15) + CHUNK * (lanes + 64) + 1024
+    tiles = fixed + (16 + 2 * depth) * (rows + 15) + CHUNK * (lanes + 64) + 1024
+    return max(tiles, kv_direct.scratch_nbytes(rows, head_dim))
 
 
 @inlined
-def _begin(config, tiles):
-    if tiles:
-        store(config, zeros(u8x64))
-        tiles_begin(config)
+def _tile_score(page, n, q, stride, rows, dim, out, scratch, codes_nbytes, parts, bits):
+    wide, lanes, depth = width(dim), (dim + 15) & ~15, (dim + 63) & ~63
+    block, units = block_rows(rows), min(n, CHUNK) // 16
+    sums, folded, steps, norms, factors, planes, codes = _rooms(scratch, rows, lanes, depth, units)
+    ahead = next_page(page, codes_nbytes, scratch)
+    load_ranges(page, n, lanes, codes_nbytes, bits, parts, steps)
+    for c in range(lanes, depth, 16):
+        store(folded + 4 * c, zeros(f32x16))
+    low = block * depth
+    for i in range(rows):
+        query, target = q + 4 * i * wide, planes + (i // block * 2 * block + i % block) * depth
+        fold_query(query, steps, lanes, bits, folded, depth, target, low, factors + 16 * i)
+    tiles_begin(sums)
+    for t0 in range(0, n, CHUNK):
+        count = min(CHUNK, n - t0)
+        load_norms(page, codes_nbytes, t0, count, parts, norms)
+        stride_sums = sums_stride(count // 16)
+        for i0 in range(0, rows, block):
+            some, left = min(block, rows - i0), planes + 2 * i0 * depth
+            packed = page + t0 * lanes // 8 * bits
+            for t in range(0, count + 32, 32):
+                # a pair of units is unpacked while the one before it is multiplied
+                if i0 == 0 and t < count:
+                    at, target = packed + t * lanes // 8 * bits, codes + t * lanes
+                    unpack_sets(at, lanes // 2, bits, target, ahead)
+                if t > 0:
+                    first, target = codes + (t - 32) * lanes, sums + 4 * (t - 32)
+                    second = first + 16 * lanes
+                    pair_products(left, depth, block, first, second, target, stride_sums)
+            for i in range(some):
+                scale = splat(f32x16, load_f32(factors + 16 * (i0 + i)))
+                offset = splat(f32x16, load_f32(factors + 16 * (i0 + i) + 4))
+                high, target = sums + i * stride_sums, out + (i0 + i) * stride + 4 * t0
+                low_sums = high + block * stride_sums
+                for t in range(0, 4 * count, 64):
+                    value = fma(sum_at(high + t, low_sums + t), scale, offset)
+                    store(target + t, value * load(f32x16, norms + t))
+    tiles_end()
 
 
 @inlined
-def _end(tiles):
-    if tiles:
+def _tile_mix(page, n, p, stride, rows, dim, out, scratch, codes_nbytes, parts, bits):
+    wide, lanes, depth = width(dim), (dim + 15) & ~15, (min(n, CHUNK) + 63) & ~63
+    block, units = block_rows(rows), lanes // 16
+    sums, _, steps, norms, factors, planes, codes = _rooms(scratch, rows, lanes, depth, units)
+    stride_sums, low = sums_stride(units), block * depth
+    ahead = next_page(page, codes_nbytes, scratch)
+    load_ranges(page, n, lanes, codes_nbytes, bits, parts, steps)
+    for t0 in range(0, n, CHUNK):
+        count = min(CHUNK, n - t0)
+        load_norms(page, codes_nbytes, t0, count, parts, norms)
+        for i in range(rows):
+            row = p + i * stride + 4 * t0
+            target = planes + (i // block * 2 * block + i % block) * depth
+            fold_weights(row, norms, count, bits, depth, target, low, factors + 16 * i)
+        tiles_begin(sums)
+        for i0 in range(0, rows, block):
+            some, left = min(block, rows - i0), planes + 2 * i0 * depth
+            for c in range(0, lanes + 32, 32):
+                if i0 == 0:
+                    for d in range(c, min(c + 32, lanes), 16):
+                        at, target = page + (d * n + 16 * t0) // 8 * bits, codes + d * depth
+                        unpack_sets(at, count // 4, bits, target, ahead)
+                if 0 < c < lanes + 32:
+                    first, target = codes + (c - 32) * depth, sums + 4 * (c - 32)
+                    second = first + 16 * depth
+                    pair_products(left, depth, block, first, second, target, stride_sums)
+            for i in range(some):
+                scale = splat(f32x16, load_f32(factors + 16 * (i0 + i)))
+                offset = splat(f32x16, load_f32(factors + 16 * (i0 + i) + 4))
+                mass = splat(f32x16, load_f32(factors + 16 * (i0 + i) + 8))
+                high, target = sums + i * stride_sums, out + 4 * (i0 + i) * wide
+                low_sums = high + block * stride_sums
+                for c in range(0, 4 * lanes, 64):
+                    middle = load(f32x16, steps + 4 * lanes + c)
+                    exact = fma(middle, mass, load(f32x16, target + c))
+                    dots = fma(sum_at(high + c, low_sums + c), scale, offset)
+                    store(target + c, fma(dots, load(f32x16, steps + c), exact))
         tiles_end()
 
 
 @lru_cache(maxsize=32)
 def score_verb(bits: int, tiles: bool) -> Verb:
-    """score for pages of `bits` bits a code."""
+    """score for pages of `bits` bits a code; `tiles`: tile registers for more than FEW_ROWS."""
 
     def score(page, n, q, stride, rows, dim, out, scratch, codes_nbytes, parts, unused):
-        wide, lanes, depth = width(dim), (dim + 15) & ~15, (dim + 63) & ~63
-        block, units = block_rows(rows), min(n, CHUNK) // 16
-        sums, folded, steps, norms, factors, planes, codes = _rooms(
-            scratch, rows, lanes, depth, units
-        )
-        fetch_page(page, codes_nbytes)
-        _load_ranges(page, n, lanes, codes_nbytes, bits, parts, steps)
-        for c in range(lanes, depth, 16):
-            store(folded + 4 * c, zeros(f32x16))
-        for i in range(rows):
-            exact = zeros(f32x16)
-            for c in range(0, 4 * lanes, 64):
-                query = load(f32x16, q + 4 * i * wide + c)
-                exact = fma(query, load(f32x16, steps + 4 * lanes + c), exact)
-                store(folded + c, query * load(f32x16, steps + c))
-            target = planes + (i // block * 2 * block + i % block) * depth
-            scale, total = split_row(folded, depth, target, block)
-            store_f32(factors + 16 * i, scale)
-            offset = reduce_add(exact) - total * scale * np.float32(1 << (bits - 1))
-            store_f32(factors + 16 * i + 4, offset)
-        _begin(sums, tiles)
-        for t0 in range(0, n, CHUNK):
-            count = min(CHUNK, n - t0)
-            unpack_sets(page + t0 * lanes // 8 * bits, count * lanes // 64, bits, codes)
-            _load_norms(page, codes_nbytes, t0, count, parts, norms)
-            stride_sums = sums_stride(count // 16)
-            for i0 in range(0, rows, block):
-                some, left = min(block, rows - i0), planes + 2 * i0 * depth
-                products(left, depth, block, some, codes, 16 * lanes, count // 16, sums, tiles)
-                for i in range(some):
-                    scale = splat(f32x16, load_f32(factors + 16 * (i0 + i)))
-                    offset = splat(f32x16, load_f32(factors + 16 * (i0 + i) + 4))
-                    high, target = sums + i * stride_sums, out + (i0 + i) * stride + 4 * t0
-                    low = high + block * stride_sums
-                    for t in range(0, 4 * count, 64):
-                        value = fma(sum_at(high + t, low + t), scale, offset)
-                        store(target + t, value * load(f32x16, norms + t))
-        _end(tiles)
+        if tiles and rows > FEW_ROWS:
+            _tile_score(page, n, q, stride, rows, dim, out, scratch, codes_nbytes, parts, bits)
+        else:
+            kv_direct.score(page, n, q, stride, rows, dim, out, scratch, codes_nbytes, parts, bits)
 
     return Verb(score)
 
 
 @lru_cache(maxsize=32)
 def mix_verb(bits: int, tiles: bool) -> Verb:
-    """mix for pages of `bits` bits a code."""
+    """mix for pages of `bits` bits a code; `tiles` as in `score_verb`."""
 
     def mix(page, n, p, stride, rows, dim, out, scratch, codes_nbytes, parts, unused):
-        wide, lanes, depth = width(dim), (dim + 15) & ~15, (min(n, CHUNK) + 63) & ~63
-        block, units = block_rows(rows), lanes // 16
-        sums, weights, steps, norms, factors, planes, codes = _rooms(
-            scratch, rows, lanes, depth, units
-        )
-        stride_sums = sums_stride(units)
-        fetch_page(page, codes_nbytes)
-        _load_ranges(page, n, lanes, codes_nbytes, bits, parts, steps)
-        for t0 in range(0, n, CHUNK):
-            count = min(CHUNK, n - t0)
-            _load_norms(page, codes_nbytes, t0, count, parts, norms)
-            for t in range(count, depth, 16):
-                store(weights + 4 * t, zeros(f32x16))
-            for i in range(rows):
-                mass = zeros(f32x16)
-                for t in range(0, 4 * count, 64):
-                    weight = load(f32x16, p + i * stride + 4 * t0 + t) * load(f32x16, norms + t)
-                    mass = mass + weight
-                    store(weights + t, weight)
-                target = planes + (i // block * 2 * block + i % block) * depth
-                scale, total = split_row(weights, depth, target, block)
-                store_f32(factors + 16 * i, scale)
-                store_f32(factors + 16 * i + 4, total * scale * -np.float32(1 << (bits - 1)))
-                store_f32(factors + 16 * i + 8, reduce_add(mass))
-            for c in range(0, lanes, 16):
-                packed = page + (c * n + 16 * t0) // 8 * bits
-                unpack_sets(packed, count // 4, bits, codes + c * depth)
-            _begin(sums, tiles)
-            for i0 in range(0, rows, block):
-                some, left = min(block, rows - i0), planes + 2 * i0 * depth
-                products(left, depth, block, some, codes, 16 * depth, units, sums, tiles)
-                for i in range(some):
-                    scale = splat(f32x16, load_f32(factors + 16 * (i0 + i)))
-                    offset = splat(f32x16, load_f32(factors + 16 * (i0 + i) + 4))
-                    mass = splat(f32x16, load_f32(factors + 16 * (i0 + i) + 8))
-                    high, target = sums + i * stride_sums, out + 4 * (i0 + i) * wide
-                    low = high + block * stride_sums
-                    for c in range(0, 4 * lanes, 64):
-                        middle = load(f32x16, steps + 4 * lanes + c)
-                        exact = fma(middle, mass, load(f32x16, target + c))
-                        dots = fma(sum_at(high + c, low + c), scale, offset)
-                        store(target + c, fma(dots, load(f32x16, steps + c), exact))
-            _end(tiles)
+        if tiles and rows > FEW_ROWS:
+            _tile_mix(page, n, p, stride, rows, dim, out, scratch, codes_nbytes, parts, bits)
+        else:
+            kv_direct.mix(page, n, p, stride, rows, dim, out, scratch, codes_nbytes, parts, bits)
 
     return Verb(mix)

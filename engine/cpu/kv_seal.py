@@ -21,7 +21,7 @@ import numpy as np
 from engine.cpu import kv_seal_waterfill
 from engine.cpu.jit import Verb, field, kernel
 from engine.cpu.kv_decode import DECODERS
-from engine.cpu.kv_pages import MINIMA, NORMS
+from engine.cpu.kv_ranges import MINIMA, NORMS
 from engine.cpu.kv_tail import decode_rows, key_step, row_stride, value_step
 from engine.cpu.memory import Pool
 from engine.cpu.planes import pack_set

@@ -6,7 +6,8 @@
 for the n tokens of one KV head's page at `page` and `rows` query rows at once.  q and mix's out are
 float32 [rows, W] with W = dim rounded up to 32 and zeros behind dim; score's out and p are float32
 with `stride` bytes between rows.  Three format parameters follow.  `scratch` holds
-`scratch_nbytes`.
+`scratch_nbytes`; the word in front of it is the address of the page that comes next, for verbs that
+ask for memory ahead.
 
 Behind the n tokens, up to the next multiple of 32, score may write anything, and mix ignores what
 is finite.  Pages of codes, and a few rows with tokens' codes, are multiplied by 16-bit integers.
@@ -20,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from engine.cpu import kv_blocks, kv_kivi, kv_pages, kv_tokens, kv_waterfill
+from engine.cpu import kv_blocks, kv_kivi, kv_pages, kv_ranges, kv_tokens, kv_waterfill
 from engine.cpu.host import AMX
 from engine.cpu.jit import Verb
 from engine.cpu.kv_block_codes import codes_of
@@ -87,7 +88,7 @@ def page_verbs(kind: KVFormat, page_tokens: int, head_dim: int, tiles: bool = AM
     else:
         assert isinstance(kind, ChannelFormat)
         score, mix = kv_pages.score_verb(kind.bits, tiles), kv_pages.mix_verb(kind.bits, tiles)
-        parts = kv_pages.NORMS * (kind.norms != "none") + kv_pages.MINIMA * kind.asym
+        parts = kv_ranges.NORMS * (kind.norms != "none") + kv_ranges.MINIMA * kind.asym
         parameters = (kind.codes_nbytes(page_tokens, head_dim), parts, 0)
     nbytes = kind.page_nbytes(page_tokens, head_dim)
     return PageVerbs(score.address, mix.address, nbytes, parameters)

@@ -97,7 +97,7 @@ def pointer(builder: Any, address: Any) -> Any:
     return builder.inttoptr(address, ir.PointerType())
 
 
-def _broadcast(builder: Any, vector: Vector, scalar: Any) -> Any:
+def broadcast(builder: Any, vector: Vector, scalar: Any) -> Any:
     undefined = ir.Constant(vector.llvm, ir.Undefined)
     first = builder.insert_element(undefined, scalar, _I32(0))
     zeros = ir.Constant(ir.VectorType(_I32, vector.lanes), None)
@@ -166,7 +166,7 @@ def splat(typing_context, kind, scalar):
 
     def emit(context, builder, signature, args):
         value = context.cast(builder, args[1], signature.args[1], _SCALAR[vector.element])
-        return _broadcast(builder, vector, value)
+        return broadcast(builder, vector, value)
 
     return vector(kind, scalar), emit
 
@@ -235,7 +235,7 @@ def _binary(signed_op: str, unsigned_op: str, float_op: str) -> Any:
             x, y = args
             if not isinstance(signature.args[1], Vector):
                 y = context.cast(builder, y, signature.args[1], _SCALAR[left.element])
-                y = _broadcast(builder, left, y)
+                y = broadcast(builder, left, y)
             unsigned = left.element[0] == "u"
             op = float_op if left.is_float else unsigned_op if unsigned else signed_op
             return getattr(builder, op)(x, y)
@@ -297,6 +297,11 @@ def maximum(typing_context, a, b):
     return a(a, a), emit
 
 
+def select_larger(builder: Any, a: Any, b: Any) -> Any:
+    """max(a, b) in one instruction instead of `maximum`'s four: b where either is NaN."""
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
 @intrinsic
 def minimum(typing_context, a, b):
     def emit(context, builder, signature, args):
@@ -344,7 +349,7 @@ def _reduction(combine: Any) -> Any:
 reduce_add = _reduction(
     lambda builder, half, x, y: (builder.fadd if half.is_float else builder.add)(x, y)
 )
-reduce_max = _reduction(lambda builder, half, x, y: _llvm_call("maxnum")(builder, half, [x, y]))
+reduce_max = _reduction(lambda builder, half, x, y: select_larger(builder, x, y))
 
 
 @intrinsic

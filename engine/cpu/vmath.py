@@ -11,16 +11,29 @@ from engine.cpu.simd import (
     f32x16,
     fma,
     i32x16,
+    intrinsic,
     maximum,
     minimum,
     rint,
+    select_larger,
     splat,
+    u32x16,
 )
 
 _LOG2E = np.float32(1.4426950408889634)
 # ln 2 in two parts, the first exact in a few bits, so that n ln 2 loses nothing
 _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 _LOWEST, _HIGHEST = np.float32(-87.0), np.float32(88.0)
+
+
+@intrinsic
+def larger(typing_context, a, b):
+    """max(a, b) of a vector without NaN."""
+
+    def emit(context, builder, signature, args):
+        return select_larger(builder, *args)
+
+    return a(a, a), emit
 
 
 @kernel
@@ -42,6 +55,30 @@ def vexp(x):
     p = fma(p, r * r, r) + np.float32(1)
     power = bitcast(f32x16, (convert(i32x16, n) + 127) << 23)
     return p * power
+
+
+_LEAST_POWER = np.float32(-100)
+_ROUNDER = np.float32(1.5 * 2**23)  # x + this ends in the low bits of x rounded to an integer
+# minimax for 2^r, |r| <= 1/2, relative, to 8e-8 before it is rounded; exact at 0
+_POWERS = tuple(
+    np.float32(c)
+    for c in (1.3276472e-3, 9.6755415e-3, 5.5507133e-2, 2.4022120e-1, 6.9314697e-1, 1.0)
+)
+
+
+@kernel
+def vexp2(x):
+    """2^x of f32x16 x <= 0 to 3e-7, at least 2^-100: never subnormal, also times a half's value."""
+    x = larger(x, splat(f32x16, _LEAST_POWER))
+    shifted = x + _ROUNDER
+    r = x - (shifted - _ROUNDER)
+    p = splat(f32x16, _POWERS[0])
+    p = fma(p, r, splat(f32x16, _POWERS[1]))
+    p = fma(p, r, splat(f32x16, _POWERS[2]))
+    p = fma(p, r, splat(f32x16, _POWERS[3]))
+    p = fma(p, r, splat(f32x16, _POWERS[4]))
+    p = fma(p, r, splat(f32x16, _POWERS[5]))
+    return bitcast(f32x16, bitcast(u32x16, p) + (bitcast(u32x16, shifted) << 23))
 
 
 @kernel

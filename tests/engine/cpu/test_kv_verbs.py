@@ -51,7 +51,9 @@ class Case:
         exact = kind.decode(page[None], self.dim, self.side)[0, :n].astype(np.float64)
         verbs = page_verbs(kind, size, self.dim, tiles)
         nbytes = scratch_nbytes(self.rows, self.dim, size)
-        scratch = np.full(nbytes + GUARD, 0xA5, np.uint8)  # as float32: an ordinary number
+        room = np.full(nbytes + 2 * GUARD, 0xA5, np.uint8)  # as float32: an ordinary number
+        room[GUARD - 8 : GUARD].view(np.int64)[0] = page.ctypes.data  # of the next page
+        scratch = room[GUARD:]
         if self.side == "k":
             a = np.zeros((self.rows, wide), np.float32)
             a[:, : self.dim] = rng.standard_normal((self.rows, self.dim))
@@ -136,7 +138,7 @@ def test_vanishing_and_zero_weights_add_nothing(name: str) -> None:
     for value in (0, 1e-38):
         weights, out = np.full((2, 128), value, np.float32), np.full((2, 64), 7, np.float32)
         verbs = page_verbs(kind, 128, 64)
-        scratch = np.zeros(scratch_nbytes(2, 64, 128), np.uint8)
+        scratch = np.zeros(GUARD + scratch_nbytes(2, 64, 128), np.uint8)[GUARD:]
         run_verb(
             verbs.mix, page, 128, weights, 512, 2, 64, out, scratch, *verbs.parameters
         )  # fmt: skip

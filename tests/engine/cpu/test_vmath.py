@@ -6,7 +6,7 @@ import numpy as np
 
 from engine.cpu.jit import kernel
 from engine.cpu.simd import address_of, f32x16, load, store
-from engine.cpu.vmath import vexp, vsigmoid, vtanh
+from engine.cpu.vmath import vexp, vexp2, vsigmoid, vtanh
 
 
 @kernel
@@ -36,6 +36,21 @@ def test_exp_is_clamped_to_normal_finite_numbers() -> None:
     low, high = np.exp(np.float32(-87)), np.exp(np.float32(88))
     want = np.array([low] * 3 + [high] * 3 + [1] * 10)
     np.testing.assert_allclose(evaluate(x)[0], want, rtol=3e-7)
+
+
+@kernel
+def _powers(x, out):
+    for i in range(0, 4 * x.shape[0], 64):
+        store(address_of(out) + i, vexp2(load(f32x16, address_of(x) + i)))
+
+
+def test_powers_of_two_are_exact_to_3e_7_and_never_vanish() -> None:
+    x = np.concatenate([np.linspace(-100, 0, 1 << 14), [-1e30, -101, -np.inf, 0] * 4])
+    x = x.astype(np.float32)
+    out = np.full(x.size, np.nan, np.float32)
+    _powers(x, out)
+    np.testing.assert_allclose(out, np.exp2(np.maximum(x, -100).astype(np.float64)), rtol=3e-7)
+    assert out[-1] == 1
 
 
 def test_sigmoid_and_tanh_are_exact_to_float32_rounding_of_one() -> None:
