@@ -33,7 +33,6 @@ from engine.kv.formats.kivi import KiviFormat
 from engine.kv.formats.waterfill import WaterFilledFormat, group_channels
 
 _KIVI = Verb(kv_kivi.score), Verb(kv_kivi.mix)
-_WATER_FILLED = Verb(kv_waterfill.score), Verb(kv_waterfill.mix)
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def page_verbs(kind: KVFormat, page_tokens: int, head_dim: int, tiles: bool = AM
     if isinstance(kind, TokenFormat):
         score, mix, parameters = _token_verbs(kind, head_dim, tiles)
     elif isinstance(kind, WaterFilledFormat):
-        score, mix = _WATER_FILLED
+        score, mix = kv_waterfill.score_verb(tiles), kv_waterfill.mix_verb(tiles)
         group = group_channels(page_tokens, "k")
         parameters = (kind.codes_nbytes(page_tokens, head_dim), group, 0)
     elif isinstance(kind, KiviFormat):

@@ -1,251 +1,249 @@
 """Score and mix on pages of `engine.kv.formats.waterfill`; see `engine.cpu.kv_verbs`.
 
-Nothing is dequantized: the sorted channels' ranges are folded into the query, which is put into
-their order once per page, and a mix is put back into the channels' own order once per page.
+Nothing is dequantized, as in `engine.cpu.kv_pages`: with the sorted channels' ranges folded into
+the query, and the norms into the weights, the inner loops run over bytes (`engine.cpu.kv_sorted`).
 
-    score[t] = n'[t] (q . low + (q s) . code[t]),  low = m - s (2^w - 1) / 2
-    out[d]  += low[d] sum_t v[t] + s[d] sum_t v[t] code[t, d],  v = p n'
+    score[t] = n'[t] (q . middle + (q s) . (byte[t] - CENTER))
+    out[d]  += middle[d] sum_t v[t] + s[d] sum_t v[t] (byte[t, d] - CENTER),  v = p n'
 
-Parameters: bytes of the codes, channels of a group of K, none.
+The query is put into the sorted order and a mix is taken out of it, once per page.  Water-filling
+makes the steps s, and so the folded query's values, alike: 16 bits serve all channels.  Parameters:
+bytes of the codes, none, none.  There is a pair of verbs with tile registers and one without.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from functools import cache
 
 import numpy as np
-from llvmlite import ir
-from numba import types
 
-from engine.cpu.jit import kernel
-from engine.cpu.kv_lanes import lane_dots, unpack_steps
+from engine.cpu.amx import tiles_begin, tiles_end
+from engine.cpu.gather import look_up_row, scatter
+from engine.cpu.jit import Verb, inlined
+from engine.cpu.kv_integers import (
+    block_rows,
+    fetch_page,
+    products,
+    split_row,
+    sum_at,
+    sums_stride,
+)
+from engine.cpu.kv_sorted import (
+    CENTER,
+    WIDTHS,
+    load_norms,
+    load_ranges,
+    parts,
+    sort,
+    unpack_set,
+)
 from engine.cpu.kv_tokens import width
 from engine.cpu.simd import (
-    convert,
     f32x16,
     fma,
-    intrinsic,
+    i32x16,
+    iota,
     load,
-    load_f16,
     load_f32,
+    load_i32,
     load_i64,
-    load_u16,
-    load_u32,
     reduce_add,
     splat,
     store,
     store_f32,
-    store_u16,
-    store_u32,
-    u8x16,
-    u16x16,
-    u32x16,
     zeros,
 )
-from engine.cpu.vmath import vexp
 
-BLOCK = 128  # tokens unpacked at a time, of 16 channels
-_CODES_NBYTES = 4 * 16 * BLOCK  # as float32
-_CHANNEL, _WIDTH = (1 << 12) - 1, 12  # an entry of the order: channel | width << 12
-_LN2 = np.float32(math.log(2))
+CHUNK = 128  # tokens that are multiplied at a time
+_CENTER = np.float32(CENTER)
 
 
-@intrinsic
-def _trailing_zeros(typing_context: Any, word: Any) -> Any:
-    """Of a positive or negative int64 other than 0."""
-
-    def emit(context, builder, signature, args):
-        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
-
-    return types.int64(types.int64), emit
-
-
-@kernel
-def _parts(page, n, lanes, codes_nbytes):
-    """Addresses of the width planes, n' codes, m codes, s codes and pairs."""
-    planes = page + codes_nbytes
-    norms = planes + 3 * lanes // 8
-    return planes, norms, norms + n, norms + n + lanes, norms + n + 2 * lanes
-
-
-@kernel
-def _sort(planes, lanes, order):
-    """The sorted channels as uint16 entries at `order`, by width and then by number."""
-    stride = lanes // 8
-    for w in range(7, -1, -1):
-        for c in range(0, lanes, 64):
-            found = -1 if lanes - c >= 64 else (1 << (lanes - c)) - 1
-            for i in range(3):
-                plane = load_i64(planes + i * stride + c // 8)
-                found &= plane if (w >> i) & 1 else ~plane
-            while found != 0:
-                store_u16(order, (c + _trailing_zeros(found)) | (w << _WIDTH))
-                order += 2
-                found &= found - 1
+@inlined
+def _unpack_keys(page, n, unit, counts, spare, target):
+    """All used channels as units of 16 tokens, `unit` bytes apart: the step of quad c and tokens
+    16 g.. goes to target + unit g + 64 c."""
+    tokens = n // 16
+    quad = token = 0
+    for bits in range(WIDTHS - 1, 0, -1):
+        for _ in range(load_i64(counts + 8 * bits) * n // 512):
+            if tokens % 8 == 0:
+                unpack_set(page, bits, target + 64 * quad + unit * token, unit)
+                token += 8
+                if token == tokens:
+                    quad, token = quad + 1, 0
+            else:  # a set holds several quads
+                unpack_set(page, bits, spare, 64)
+                for j in range(8):
+                    store(target + 64 * quad + unit * token, load(i32x16, spare + 64 * j))
+                    token += 1
+                    if token == tokens:
+                        quad, token = quad + 1, 0
+            page += 64 * bits
 
 
-@kernel
-def _log_values(codes, pair):
-    """16 numbers of a logarithmic code."""
-    code = convert(f32x16, load(u8x16, codes))
-    first, step = load_f16(pair) - load_f16(pair + 2), load_f16(pair + 2)
-    power = fma(code, splat(f32x16, step), splat(f32x16, first)) * _LN2
-    # the code 0 stands for 0
-    lit = convert(f32x16, (convert(u32x16, load(u8x16, codes)) + 255) >> 8)
-    return vexp(power) * lit
-
-
-@kernel
-def _ranges(order, middles, steps, pairs, lanes, low, s):
-    """Float32 low and s [lanes] of the sorted channels."""
-    first, step = load_f16(pairs + 4), load_f16(pairs + 6)
-    for c in range(0, lanes, 16):
-        size = _log_values(steps + c, pairs + 8)
-        code = convert(f32x16, load(u8x16, middles + c))
-        middle = fma(code, splat(f32x16, step), splat(f32x16, first))
-        widths = convert(u32x16, load(u16x16, order + 2 * c) >> _WIDTH)
-        top = convert(f32x16, (splat(u32x16, 1) << widths) - 1)
-        store(low + 4 * c, fma(size * top, splat(f32x16, np.float32(-0.5)), middle))
-        store(s + 4 * c, size)
-
-
-@kernel
-def _width_of(order, c):
-    return int(load_u16(order + 2 * c)) >> _WIDTH
-
-
-@kernel
-def _quad_dots(weights, lanes, quads, stride, total):
-    """total + sum of 4 products per quad: weights [quads, 4], lanes `stride` bytes apart."""
-    rest = zeros(f32x16)
-    for quad in range(quads):
-        w, x = weights + 16 * quad, lanes + quad * stride
-        total = fma(splat(f32x16, load_f32(w)), load(f32x16, x), total)
-        rest = fma(splat(f32x16, load_f32(w + 4)), load(f32x16, x + 64), rest)
-        total = fma(splat(f32x16, load_f32(w + 8)), load(f32x16, x + 128), total)
-        rest = fma(splat(f32x16, load_f32(w + 12)), load(f32x16, x + 192), rest)
-    return total + rest
-
-
-@kernel
-def _fold(q, lanes, order, low, s, folded):
-    """Float32 q s [lanes] of the sorted channels at `folded`; returns q . low."""
-    for c in range(lanes):
-        channel = int(load_u16(order + 2 * c)) & _CHANNEL
-        store_f32(folded + 4 * c, load_f32(q + 4 * channel))
-    total = zeros(f32x16)
+@inlined
+def _fold_row(q, order, ranges, lanes, folded):
+    """q s in the sorted order at `folded`; returns q . middle."""
+    exact = zeros(f32x16)
     for c in range(0, 4 * lanes, 64):
-        query = load(f32x16, folded + c)
-        total = fma(query, load(f32x16, low + c), total)
-        store(folded + c, query * load(f32x16, s + c))
-    return reduce_add(total)
+        query = look_up_row(q, lanes, load(i32x16, order + c))
+        exact = fma(query, load(f32x16, ranges + 4 * lanes + c), exact)
+        store(folded + c, query * load(f32x16, ranges + c))
+    return reduce_add(exact)
 
 
-@kernel
-def _place_groups(order, lanes, group, n, places):
-    """Where each quad's group begins in the codes, uint32 [lanes / 4]."""
-    place = 0
-    for c in range(0, lanes, group):
-        for quad in range(c, c + group, 4):
-            store_u32(places + quad, place)
-        place += group * n * _width_of(order, c) // 8
+@cache  # callers keep addresses
+def score_verb(tiles: bool) -> Verb:
+    def score(page, n, q, stride, rows, dim, out, scratch, codes_nbytes, unused, unused2):
+        wide, lanes, depth = width(dim), (dim + 15) & ~15, (dim + 63) & ~63
+        block = block_rows(rows)
+        padded = (rows + block - 1) // block * block
+        planes, unit = (scratch + 63) & ~63, 16 * depth
+        codes = planes + 2 * padded * depth
+        sums = codes + n * depth + unit
+        norms = sums + 2 * block * sums_stride(CHUNK // 16)
+        factors, ranges = norms + 4 * n, norms + 4 * n + 16 * padded
+        folded = ranges + 8 * lanes
+        counts = folded + 4 * depth
+        order, spare = counts + 8 * WIDTHS, counts + 8 * WIDTHS + 4 * lanes + 64
+        fetch_page(page, codes_nbytes)
+        widths, norm_codes, middles, steps, pairs = parts(page, n, lanes, codes_nbytes)
+        sort(widths, lanes, order, counts)
+        load_ranges(middles, steps, pairs, lanes, ranges)
+        load_norms(norm_codes, pairs, n, norms)
+        for c in range(lanes, depth, 16):
+            store(folded + 4 * c, zeros(f32x16))
+        for i in range(rows):
+            exact = _fold_row(q + 4 * i * wide, order, ranges, lanes, folded)
+            target = planes + (i // block * 2 * block + i % block) * depth
+            scale, total = split_row(folded, depth, target, block)
+            store_f32(factors + 16 * i, scale)
+            store_f32(factors + 16 * i + 4, exact - total * scale * _CENTER)
+        _unpack_keys(page, n, unit, counts, spare, codes)
+        if tiles:
+            tiles_begin(sums)
+        for t0 in range(0, n, CHUNK):
+            units, first = min(CHUNK, n - t0) // 16, codes + t0 * depth
+            stride_sums = sums_stride(units)
+            for i0 in range(0, rows, block):
+                some, left = min(block, rows - i0), planes + 2 * i0 * depth
+                products(left, depth, block, some, first, unit, units, sums, tiles)
+                for i in range(some):
+                    scale = splat(f32x16, load_f32(factors + 16 * (i0 + i)))
+                    offset = splat(f32x16, load_f32(factors + 16 * (i0 + i) + 4))
+                    high, target = sums + i * stride_sums, out + (i0 + i) * stride + 4 * t0
+                    low = high + block * stride_sums
+                    for t in range(0, 64 * units, 64):
+                        value = fma(sum_at(high + t, low + t), scale, offset)
+                        store(target + t, value * load(f32x16, norms + 4 * t0 + t))
+        if tiles:
+            tiles_end()
+
+    return Verb(score)
 
 
-@kernel
-def _used_quads(order, c, lanes):
-    """How many of the quads of sorted channels c..c+16 have codes."""
-    quads = 0
-    while quads < 4 and c + 4 * quads < lanes and _width_of(order, c + 4 * quads) > 0:
-        quads += 1
-    return quads
+@inlined
+def _unpack_values(page, n, t0, count, counts, target, depth):
+    """The tokens t0..t0+count of all used channels as units of 16 channels; returns the units."""
+    units = 0
+    for bits in range(WIDTHS - 1, 0, -1):
+        for _ in range(0, load_i64(counts + 8 * bits), 16):
+            at = target + 16 * depth * units
+            for t in range(0, count, 32):
+                unpack_set(page + 2 * bits * (t0 + t), bits, at + 16 * t, 64)
+            page += 2 * bits * n
+            units += 1
+    return units
 
 
-def score(page, n, q, stride, rows, dim, out, scratch, codes_nbytes, group, unused):
-    wide, lanes = width(dim), (dim + 15) & ~15
-    planes, norms, middles, steps, pairs = _parts(page, n, lanes, codes_nbytes)
-    low, s, order, places = scratch, scratch + 4 * lanes, scratch + 8 * lanes, scratch + 10 * lanes
-    folded = scratch + 11 * lanes
-    codes = folded + 4 * rows * lanes
-    _sort(planes, lanes, order)
-    _ranges(order, middles, steps, pairs, lanes, low, s)
-    _place_groups(order, lanes, group, n, places)
-    for i in range(rows):
-        offset = _fold(q + 4 * i * wide, lanes, order, low, s, folded + 4 * i * lanes)
-        for t in range(0, 4 * n, 64):
-            store(out + i * stride + t, splat(f32x16, offset))
+@inlined
+def _find_places(order, lanes, dim, ranges, places):
+    """Where each channel stands among the sorted ones, int32 [lanes].
+
+    The ranges of those of the padding, of which no sum may know, become zeros.
+    """
     for c in range(0, lanes, 16):
-        quads = _used_quads(order, c, lanes)
-        for t in range(0, n, BLOCK):
-            count = min(BLOCK, n - t) // 16
-            for quad in range(c, c + 4 * quads, 4):
-                first = quad % group // 4 * (n // 16) + t // 16
-                source, bits = page + int(load_u32(places + quad)), _width_of(order, quad)
-                unpack_steps(source, first, count, bits, codes + (quad - c) * 64 * count)
+        scatter(places, load(i32x16, order + 4 * c), iota(i32x16) + c)
+    for c in range(dim, lanes):
+        place = ranges + 4 * load_i32(places + 4 * c)
+        store_f32(place, np.float32(0))
+        store_f32(place + 4 * lanes, np.float32(0))
+
+
+@inlined
+def _weigh_row(p, norms, count, weights):
+    """p n' at `weights`; returns their sum."""
+    mass = zeros(f32x16)
+    for t in range(0, 4 * count, 64):
+        weight = load(f32x16, p + t) * load(f32x16, norms + t)
+        mass = mass + weight
+        store(weights + t, weight)
+    return reduce_add(mass)
+
+
+@cache  # callers keep addresses
+def mix_verb(tiles: bool) -> Verb:
+    def mix(page, n, p, stride, rows, dim, out, scratch, codes_nbytes, unused, unused2):
+        wide, lanes, depth = width(dim), (dim + 15) & ~15, (min(n, CHUNK) + 63) & ~63
+        block, stride_sums = block_rows(rows), sums_stride(((dim + 15) & ~15) // 16)
+        padded = (rows + block - 1) // block * block
+        planes = (scratch + 63) & ~63
+        codes = planes + 2 * padded * depth
+        sums = codes + (lanes + 16) * depth
+        norms = sums + 2 * block * stride_sums
+        factors, ranges = norms + 4 * n, norms + 4 * n + 16 * padded
+        values = ranges + 8 * lanes
+        weights = values + 4 * lanes + 64
+        counts = weights + 4 * depth
+        places, order = counts + 8 * WIDTHS, counts + 8 * WIDTHS + 4 * lanes
+        fetch_page(page, codes_nbytes)
+        widths, norm_codes, middles, steps, pairs = parts(page, n, lanes, codes_nbytes)
+        sort(widths, lanes, order, counts)
+        load_ranges(middles, steps, pairs, lanes, ranges)
+        load_norms(norm_codes, pairs, n, norms)
+        _find_places(order, lanes, dim, ranges, places)
+        for t0 in range(0, n, CHUNK):
+            count = min(CHUNK, n - t0)
+            for t in range(count, depth, 16):
+                store(weights + 4 * t, zeros(f32x16))
             for i in range(rows):
-                weights = folded + 4 * (i * lanes + c)
-                for k in range(count):
-                    target, x = out + i * stride + 4 * t + 64 * k, codes + 256 * k
-                    dots = _quad_dots(weights, x, quads, 256 * count, load(f32x16, target))
-                    store(target, dots)
-    for t in range(0, n, 16):
-        norm = _log_values(norms + t, pairs)
-        for i in range(rows):
-            target = out + i * stride + 4 * t
-            store(target, load(f32x16, target) * norm)
+                row = p + i * stride + 4 * t0
+                mass = _weigh_row(row, norms + 4 * t0, count, weights)
+                target = planes + (i // block * 2 * block + i % block) * depth
+                scale, total = split_row(weights, depth, target, block)
+                store_f32(factors + 16 * i, scale)
+                store_f32(factors + 16 * i + 4, total * scale * -_CENTER)
+                store_f32(factors + 16 * i + 8, mass)
+            units = _unpack_values(page, n, t0, count, counts, codes, depth)
+            if tiles:
+                tiles_begin(sums)
+            for i0 in range(0, rows, block):
+                some, left = min(block, rows - i0), planes + 2 * i0 * depth
+                products(left, depth, block, some, codes, 16 * depth, units, sums, tiles)
+                for i in range(some):
+                    scale = splat(f32x16, load_f32(factors + 16 * (i0 + i)))
+                    offset = splat(f32x16, load_f32(factors + 16 * (i0 + i) + 4))
+                    mass = splat(f32x16, load_f32(factors + 16 * (i0 + i) + 8))
+                    high, target = sums + i * stride_sums, out + 4 * (i0 + i) * wide
+                    low = high + block * stride_sums
+                    for c in range(0, 4 * lanes, 64):
+                        dots = fma(sum_at(high + c, low + c), scale, offset)
+                        middle = load(f32x16, ranges + 4 * lanes + c) * mass
+                        store(values + c, fma(dots, load(f32x16, ranges + c), middle))
+                    for c in range(0, 4 * lanes, 64):
+                        value = look_up_row(values, lanes, load(i32x16, places + c))
+                        store(target + c, load(f32x16, target + c) + value)
+            if tiles:
+                tiles_end()
+
+    return Verb(mix)
 
 
-@kernel
-def _weigh(p, stride, rows, n, norms, pairs, weights, masses):
-    """Float32 p n' [rows, n] at `weights` and their sums over n at `masses`."""
-    for i in range(rows):
-        store_f32(masses + 4 * i, np.float32(0))
-    for t in range(0, n, 16):
-        norm = _log_values(norms + t, pairs)
-        for i in range(rows):
-            weight = load(f32x16, p + i * stride + 4 * t) * norm
-            store(weights + 4 * (i * n + t), weight)
-            store_f32(masses + 4 * i, load_f32(masses + 4 * i) + reduce_add(weight))
-
-
-@kernel
-def _scatter_add(values, order, dim, out):
-    """out[channel] += value for 16 sorted channels, those of the padding left out."""
-    for j in range(16):
-        channel = int(load_u16(order + 2 * j)) & _CHANNEL
-        if channel < dim:
-            target = out + 4 * channel
-            store_f32(target, load_f32(target) + load_f32(values + 4 * j))
-
-
-def mix(page, n, p, stride, rows, dim, out, scratch, codes_nbytes, unused, unused2):
-    wide, lanes = width(dim), (dim + 15) & ~15
-    planes, norms, middles, steps, pairs = _parts(page, n, lanes, codes_nbytes)
-    low, s, order, values = scratch, scratch + 4 * lanes, scratch + 8 * lanes, scratch + 10 * lanes
-    masses = values + 64 * rows
-    weights = masses + 4 * rows
-    codes = weights + 4 * rows * n
-    _sort(planes, lanes, order)
-    _ranges(order, middles, steps, pairs, lanes, low, s)
-    _weigh(p, stride, rows, n, norms, pairs, weights, masses)
-    for c in range(0, lanes, 16):
-        bits = _width_of(order, c)
-        for i in range(rows):
-            store(values + 64 * i, zeros(f32x16))
-        for t in range(0, n if bits > 0 else 0, BLOCK):
-            count = min(BLOCK, n - t)
-            unpack_steps(page, t // 4, count // 4, bits, codes)
-            for i in range(rows):
-                target, x = values + 64 * i, weights + 4 * (i * n + t)
-                store(target, lane_dots(x, codes, count, load(f32x16, target)))
-        for i in range(rows):
-            mass = splat(f32x16, load_f32(masses + 4 * i))
-            dots = load(f32x16, values + 64 * i) * load(f32x16, s + 4 * c)
-            store(values + 64 * i, fma(load(f32x16, low + 4 * c), mass, dots))
-            _scatter_add(values + 64 * i, order + 2 * c, dim, out + 4 * i * wide)
-        page += 2 * n * bits
-
-
-def scratch_nbytes(rows, lanes, page_tokens):
+def scratch_nbytes(rows: int, lanes: int, page_tokens: int) -> int:
     """Bytes that either verb may need for `rows` query rows and `lanes` padded channels."""
-    return 11 * lanes + max(4 * rows * lanes, rows * (4 * page_tokens + 68)) + _CODES_NBYTES
+    tokens, channels = -(-page_tokens // 64) * 64, -(-lanes // 64) * 64
+    padded, deep = rows + 15, max(channels, CHUNK)
+    codes = max(tokens * channels + 16 * channels, (channels + 16) * CHUNK)
+    sums = 2 * 16 * (4 * deep + 128)
+    small = 4 * tokens + 16 * padded + 24 * channels + 4 * deep + 8 * WIDTHS + 1024
+    return 2 * padded * deep + codes + sums + small

@@ -105,11 +105,24 @@ def test_verbs_equal_products_with_the_decoded_page(name: str, side: Side, tiles
 @pytest.mark.parametrize("tiles", PATHS)
 @pytest.mark.parametrize("side", ["k", "v"])
 @pytest.mark.parametrize(
-    "name", ["int3nsep:32", "int3nsep:96", "int3nsep-sym:160", "int5pchan:256"]
+    "name",
+    [
+        "int3nsep:32",
+        "int3nsep:96",
+        "int3nsep-sym:160",
+        "int5pchan:256",
+        "int3wf:32",
+        "int2wfq:96",
+        "int4wf:160",
+        "int3wf:512",
+        "kivi2:96",
+        "kivi3-g64:160",
+        "kivi4:256",
+    ],
 )
 def test_pages_of_every_length(name: str, side: Side, tiles: bool) -> None:
-    for rows in (1, 8, 20):
-        for dim in (48, 80, 256):
+    for rows in (1, 8, 20, 200):
+        for dim in (48, 80, 256, 512):
             Case(name, side, rows, dim).check(tiles, SIXTEEN_BITS)
 
 
@@ -124,10 +137,10 @@ def test_rows_of_codes_of_every_length(name: str, side: Side) -> None:
 
 @pytest.mark.skipif(not AMX, reason="no tile registers")
 @pytest.mark.parametrize("side", ["k", "v"])
-@pytest.mark.parametrize("bits", range(2, 9))
-def test_tiles_and_byte_products_give_the_same_bits(bits: int, side: Side) -> None:
+@pytest.mark.parametrize("name", [*(f"int{bits}nsep" for bits in range(2, 9)), "int3wf"])
+def test_tiles_and_byte_products_give_the_same_bits(name: str, side: Side) -> None:
     for rows, dim in ((1, 72), (8, 128), (33, 64)):
-        case = Case(f"int{bits}nsep", side, rows, dim)
+        case = Case(name, side, rows, dim)
         np.testing.assert_array_equal(case.result(True)[0], case.result(False)[0])
 
 

@@ -1,0 +1,122 @@
+"""Vectors put into another order: words at indices, and the lanes of a mask side by side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from engine.cpu.host import AVX512
+from engine.cpu.jit import inlined
+from engine.cpu.simd import f32x16, i32x16, intrinsic, pointer, zeros
+
+_I32, _POINTER = ir.IntType(32), ir.PointerType()
+_FLAGS = ir.VectorType(ir.IntType(1), 16)
+_ALL = ir.Constant(_FLAGS, [True] * 16)
+
+
+def _call(builder: Any, name: str, result: Any, args: list[Any]) -> Any:
+    kind = ir.FunctionType(result, [arg.type for arg in args])
+    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.{name}")
+    return builder.call(function, args)
+
+
+def _places(builder: Any, vector: Any, base: Any, index: Any) -> Any:
+    places = builder.gep(pointer(builder, base), [index], source_etype=vector.llvm.element)
+    places.type = ir.VectorType(_POINTER, 16)  # which llvmlite does not infer
+    return places
+
+
+def _suffix(vector: Any) -> str:
+    return f"v16{vector.element.replace('u', 'i')}"
+
+
+@intrinsic
+def _look_up_32(typing_context, found, index, first, address):
+    """`found`, or in lanes whose index is one of first..first+31 that float32 of `address`'s 32."""
+
+    def emit(context, builder, signature, args):
+        before, indices, start, base = args
+        start = builder.trunc(start, _I32)
+        undefined = ir.Constant(i32x16.llvm, ir.Undefined)
+        splat = builder.insert_element(undefined, start, _I32(0))
+        splat = builder.shuffle_vector(splat, undefined, ir.Constant(i32x16.llvm, None))
+        offset = builder.sub(indices, splat)
+        halves = [
+            builder.load(pointer(builder, at), typ=f32x16.llvm, align=1)
+            for at in (base, builder.add(base, ir.IntType(64)(64)))
+        ]
+        kind = ir.FunctionType(f32x16.llvm, [f32x16.llvm, i32x16.llvm, f32x16.llvm])
+        name = "llvm.x86.avx512.vpermi2var.ps.512"
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+        values = builder.call(function, [halves[0], offset, halves[1]])
+        here = builder.icmp_unsigned("<", offset, ir.Constant(i32x16.llvm, [32] * 16))
+        return builder.select(here, values, before)
+
+    return f32x16(f32x16, i32x16, types.int64, types.int64), emit
+
+
+@inlined
+def look_up_row(row, n, index):
+    """Lane i: the float32 number index[i], i32x16, of the n at `row`.
+
+    Where n is no multiple of 32, what lies behind is read, too.
+    """
+    if not AVX512:
+        return gather(f32x16, row, index)
+    found = zeros(f32x16)
+    for first in range(0, n, 32):
+        found = _look_up_32(found, index, first, row + 4 * first)
+    return found
+
+
+@intrinsic
+def gather(typing_context, kind, base, index):
+    """Lane i: the value number index[i], i32x16, of those at `base`; `kind` has 16 lanes."""
+    vector = kind.instance_type
+
+    def emit(context, builder, signature, args):
+        places = _places(builder, vector, args[1], args[2])
+        rest = ir.Constant(vector.llvm, ir.Undefined)
+        name = f"gather.{_suffix(vector)}.v16p0"
+        return _call(builder, name, vector.llvm, [places, _I32(4), _ALL, rest])
+
+    return vector(kind, types.int64, index), emit
+
+
+@intrinsic
+def scatter(typing_context, base, index, value):
+    """Inverse of `gather`; indices differ."""
+
+    def emit(context, builder, signature, args):
+        places = _places(builder, value, args[0], args[1])
+        name = f"scatter.{_suffix(value)}.v16p0"
+        _call(builder, name, ir.VoidType(), [args[2], places, _I32(4), _ALL])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, index, value), emit
+
+
+@intrinsic
+def store_selected(typing_context, address, value, mask):
+    """Store those of 16 lanes whose bit in the int64 `mask` is 1, one after another."""
+
+    def emit(context, builder, signature, args):
+        chosen = builder.bitcast(builder.trunc(args[2], ir.IntType(16)), _FLAGS)
+        target = pointer(builder, args[0])
+        _call(builder, f"compressstore.{_suffix(value)}", ir.VoidType(), [args[1], target, chosen])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, value, types.int64), emit
+
+
+@intrinsic
+def count_ones(typing_context, word):
+    """How many bits of an int64 are 1."""
+
+    def emit(context, builder, signature, args):
+        return builder.ctpop(args[0])
+
+    return types.int64(types.int64), emit
