@@ -13,7 +13,8 @@ Behind the n tokens, up to the next multiple of 32, score may write anything, an
 is finite.  Pages of codes, and a few rows with tokens' codes, are multiplied by 16-bit integers.
 Other tokens are multiplied as float32, by many rows on hosts with tile registers as two bfloat16
 halves (f32 never).  There is a pair for all token formats, one for codes in blocks and one for rows
-of codes (with ranges and without), and a pair per number of bits for the per-channel page formats.
+of codes (with ranges and without), one for the water-filled page formats, and a pair per number of
+bits for the others.
 """
 
 from __future__ import annotations
@@ -31,8 +32,6 @@ from engine.kv.formats.channels import ChannelFormat, padded_dim
 from engine.kv.formats.floats import BF16, F32
 from engine.kv.formats.kivi import KiviFormat
 from engine.kv.formats.waterfill import WaterFilledFormat, group_channels
-
-_KIVI = Verb(kv_kivi.score), Verb(kv_kivi.mix)
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,8 @@ def page_verbs(kind: KVFormat, page_tokens: int, head_dim: int, tiles: bool = AM
         group = group_channels(page_tokens, "k")
         parameters = (kind.codes_nbytes(page_tokens, head_dim), group, 0)
     elif isinstance(kind, KiviFormat):
-        score, mix = _KIVI
-        parameters = (kind.codes_nbytes(page_tokens, head_dim), kind.bits, kind.group)
+        score, mix = kv_kivi.score_verb(kind.bits, tiles), kv_kivi.mix_verb(kind.bits, tiles)
+        parameters = (kind.codes_nbytes(page_tokens, head_dim), kind.group, 0)
     else:
         assert isinstance(kind, ChannelFormat)
         score, mix = kv_pages.score_verb(kind.bits, tiles), kv_pages.mix_verb(kind.bits, tiles)
@@ -95,13 +94,11 @@ def page_verbs(kind: KVFormat, page_tokens: int, head_dim: int, tiles: bool = AM
 
 def scratch_nbytes(rows: int, head_dim: int, page_tokens: int) -> int:
     """Bytes that any verb may need for `rows` query rows."""
-    plain = (
+    lanes = padded_dim(head_dim)
+    return 64 + max(
         kv_tokens.scratch_nbytes(rows, head_dim),
         kv_blocks.scratch_nbytes(head_dim),
         kv_pages.scratch_nbytes(rows, head_dim),
+        kv_kivi.scratch_nbytes(rows, lanes),
+        kv_waterfill.scratch_nbytes(rows, lanes, page_tokens),
     )
-    families = (
-        module.scratch_nbytes(rows, padded_dim(head_dim), page_tokens)
-        for module in (kv_kivi, kv_waterfill)
-    )
-    return max(*plain, *families) + 64

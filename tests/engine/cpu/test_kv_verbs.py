@@ -137,7 +137,7 @@ def test_rows_of_codes_of_every_length(name: str, side: Side) -> None:
 
 @pytest.mark.skipif(not AMX, reason="no tile registers")
 @pytest.mark.parametrize("side", ["k", "v"])
-@pytest.mark.parametrize("name", [*(f"int{bits}nsep" for bits in range(2, 9)), "int3wf"])
+@pytest.mark.parametrize("name", [*(f"int{bits}nsep" for bits in range(2, 9)), "int3wf", "kivi3"])
 def test_tiles_and_byte_products_give_the_same_bits(name: str, side: Side) -> None:
     for rows, dim in ((1, 72), (8, 128), (33, 64)):
         case = Case(name, side, rows, dim)
