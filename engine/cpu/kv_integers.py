@@ -68,7 +68,7 @@ def next_page(page, codes_nbytes, scratch):
 
 
 @inlined
-def _factor(top):
+def row_factor(top):
     """What the values of a row are multiplied by, and its inverse, for `top` with their largest."""
     largest = reduce_max(top)
     # what is smaller counts for nothing beside scores and weights near 1, and its factor overflows
@@ -77,7 +77,7 @@ def _factor(top):
 
 
 @inlined
-def _split(values, factor, planes, low, total):
+def split_values(values, factor, planes, low, total):
     """Write the bytes of 16 values times `factor`, `low` bytes apart; adds them to `total`."""
     rounded = fma(values, factor, splat(f32x16, _ROUNDER))
     whole = bitcast(u32x16, rounded)
@@ -100,9 +100,9 @@ def fold_query(query, steps, lanes, bits, values, depth, planes, low, factors):
         part = part * load(f32x16, steps + c)
         top = larger_magnitude(top, part)
         store(values + c, part)
-    factor, scale = _factor(top)
+    factor, scale = row_factor(top)
     for c in range(0, depth, 16):
-        total = _split(load(f32x16, values + 4 * c), factor, planes + c, low, total)
+        total = split_values(load(f32x16, values + 4 * c), factor, planes + c, low, total)
     store_f32(factors, scale)
     center = splat(f32x16, scale * -np.float32(1 << (bits - 1)))
     store_f32(factors + 4, reduce_add(fma(total, center, exact)))
@@ -116,10 +116,10 @@ def fold_weights(weights, norms, count, bits, depth, planes, low, factors):
     for t in range(0, 4 * count, 64):
         part = load(f32x16, weights + t) * load(f32x16, norms + t)
         mass, top = mass + part, larger(part, top)
-    factor, scale = _factor(top)
+    factor, scale = row_factor(top)
     for t in range(0, count, 16):
         part = load(f32x16, weights + 4 * t) * load(f32x16, norms + 4 * t)
-        total = _split(part, factor, planes + t, low, total)
+        total = split_values(part, factor, planes + t, low, total)
     for t in range(count, depth, 16):
         store(planes + t, zeros(u8x16))
         store(planes + low + t, zeros(u8x16))

@@ -19,16 +19,9 @@ import numpy as np
 
 from engine.cpu.amx import tiles_begin, tiles_end
 from engine.cpu.jit import Verb, inlined
-from engine.cpu.kv_integers import (
-    block_rows,
-    fetch_page,
-    products,
-    split_row,
-    sum_at,
-    sums_stride,
-    unpack_sets,
-)
+from engine.cpu.kv_integers import block_rows, sum_at, sums_stride, unpack_sets
 from engine.cpu.kv_tokens import width
+from engine.cpu.kv_units import fetch_page, products, split_row
 from engine.cpu.simd import (
     convert,
     f16x16,

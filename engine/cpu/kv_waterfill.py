@@ -20,14 +20,7 @@ import numpy as np
 from engine.cpu.amx import tiles_begin, tiles_end
 from engine.cpu.gather import look_up_row, scatter
 from engine.cpu.jit import Verb, inlined
-from engine.cpu.kv_integers import (
-    block_rows,
-    fetch_page,
-    products,
-    split_row,
-    sum_at,
-    sums_stride,
-)
+from engine.cpu.kv_integers import block_rows, sum_at, sums_stride
 from engine.cpu.kv_sorted import (
     CENTER,
     WIDTHS,
@@ -38,6 +31,7 @@ from engine.cpu.kv_sorted import (
     unpack_set,
 )
 from engine.cpu.kv_tokens import width
+from engine.cpu.kv_units import fetch_page, products, split_row
 from engine.cpu.simd import (
     f32x16,
     fma,
