@@ -31,7 +31,7 @@ from engine.kv.format import BlockFormat, KVFormat, TokenFormat
 from engine.kv.formats.channels import ChannelFormat, padded_dim
 from engine.kv.formats.floats import BF16, F32
 from engine.kv.formats.kivi import KiviFormat
-from engine.kv.formats.waterfill import WaterFilledFormat, group_channels
+from engine.kv.formats.waterfill import WaterFilledFormat
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,7 @@ def page_verbs(kind: KVFormat, page_tokens: int, head_dim: int, tiles: bool = AM
         score, mix, parameters = _token_verbs(kind, head_dim, tiles)
     elif isinstance(kind, WaterFilledFormat):
         score, mix = kv_waterfill.score_verb(tiles), kv_waterfill.mix_verb(tiles)
-        group = group_channels(page_tokens, "k")
-        parameters = (kind.codes_nbytes(page_tokens, head_dim), group, 0)
+        parameters = (kind.codes_nbytes(page_tokens, head_dim), 0, 0)
     elif isinstance(kind, KiviFormat):
         score, mix = kv_kivi.score_verb(kind.bits, tiles), kv_kivi.mix_verb(kind.bits, tiles)
         parameters = (kind.codes_nbytes(page_tokens, head_dim), kind.group, 0)
