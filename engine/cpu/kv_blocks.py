@@ -25,8 +25,8 @@ from engine.cpu.dot import dot_bytes, four_bytes
 from engine.cpu.jit import Verb, call, field, inlined
 from engine.cpu.kv_block_codes import CHUNK
 from engine.cpu.kv_bytes import lower_channels, upper_channels
-from engine.cpu.kv_integers import split_row
 from engine.cpu.kv_tokens import width
+from engine.cpu.kv_units import split_row
 from engine.cpu.simd import (
     bitcast,
     convert,

@@ -19,9 +19,9 @@ import numpy as np
 
 from engine.cpu.amx import tiles_begin, tiles_end
 from engine.cpu.jit import Verb, inlined
-from engine.cpu.kv_integers import block_rows, sum_at, sums_stride, unpack_sets
+from engine.cpu.kv_integers import block_rows, next_page, sum_at, sums_stride, unpack_sets
 from engine.cpu.kv_tokens import width
-from engine.cpu.kv_units import fetch_page, products, split_row
+from engine.cpu.kv_units import products, split_row
 from engine.cpu.simd import (
     convert,
     f16x16,
@@ -91,12 +91,12 @@ def score_verb(bits: int, tiles: bool) -> Verb:
         sums, ranges, folded, factors, planes, codes = _rooms(
             scratch, rows, lanes, depth, group // 16
         )
-        fetch_page(page, codes_nbytes)
+        ahead = next_page(page, codes_nbytes, scratch)
         if tiles:
             tiles_begin(sums)
         for t0 in range(0, n, CHUNK):
             steps = min(CHUNK, n - t0) * lanes // 64
-            unpack_sets(page + t0 * lanes // 8 * bits, steps, bits, codes)
+            unpack_sets(page + t0 * lanes // 8 * bits, steps, bits, codes, ahead)
             for start in range(t0, min(t0 + CHUNK, n), group):
                 units = min(group, n - start) // 16
                 stride_sums = sums_stride(units)
@@ -132,14 +132,14 @@ def mix_verb(bits: int, tiles: bool) -> Verb:
         sums, ranges, folded, factors, planes, codes = _rooms(
             scratch, rows, lanes, depth, group // 16
         )
-        fetch_page(page, codes_nbytes)
+        ahead = next_page(page, codes_nbytes, scratch)
         if tiles:
             tiles_begin(sums)
         for t0 in range(0, n, CHUNK):
             count = min(CHUNK, n - t0)
             for c in range(0, lanes, 16):
                 packed = page + (c * n + 16 * t0) // 8 * bits
-                unpack_sets(packed, count // 4, bits, codes + c * depth)
+                unpack_sets(packed, count // 4, bits, codes + c * depth, ahead)
             for start in range(0, lanes, group):
                 units = (min(group, lanes - start)) // 16
                 stride_sums = sums_stride(units)

@@ -31,7 +31,6 @@ from engine.cpu.vmath import vexp2
 
 CENTER = 64
 WIDTHS = 8  # 0 to 7
-_AHEAD = 1024  # bytes between the codes that are unpacked and those that are asked for
 
 
 @inlined
@@ -92,9 +91,10 @@ def load_norms(norms, pairs, n, target):
 
 
 @inlined
-def unpack_set(codes, bits, target, stride):
-    """The eight steps of a set of width `bits`, a constant, as 64 bytes each, `stride` apart."""
-    fetch(codes + _AHEAD, bits)
+def unpack_set(codes, bits, target, stride, ahead):
+    """The eight steps of a set of width `bits`, a constant, as 64 bytes each, `stride` apart; what
+    lies `ahead` bytes further is asked for."""
+    fetch(codes + ahead, bits)
     shift = (CENTER - (1 << (bits - 1))) * 0x01010101
     for j in range(8):
         store(target + stride * j, step_codes(codes, j, bits) + shift)

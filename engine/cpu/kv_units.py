@@ -5,18 +5,9 @@ from __future__ import annotations
 
 from engine.cpu.dot import dot_bytes, four_bytes
 from engine.cpu.jit import inlined
-from engine.cpu.kv_floats import fetch, larger_magnitude
+from engine.cpu.kv_floats import larger_magnitude
 from engine.cpu.kv_integers import pair_products, row_factor, split_values, sums_stride
 from engine.cpu.simd import f32x16, i32x16, load, reduce_add, store, u8x64, zeros
-
-_FIRST_LINES = 32  # of the codes
-
-
-@inlined
-def fetch_page(page, codes_nbytes):
-    """Ask for what verbs read first: the first codes, and norms and ranges behind all codes."""
-    fetch(page + codes_nbytes, 16)
-    fetch(page, _FIRST_LINES)
 
 
 @inlined

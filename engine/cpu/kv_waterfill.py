@@ -20,7 +20,7 @@ import numpy as np
 from engine.cpu.amx import tiles_begin, tiles_end
 from engine.cpu.gather import look_up_row, scatter
 from engine.cpu.jit import Verb, inlined
-from engine.cpu.kv_integers import block_rows, sum_at, sums_stride
+from engine.cpu.kv_integers import block_rows, next_page, sum_at, sums_stride
 from engine.cpu.kv_sorted import (
     CENTER,
     WIDTHS,
@@ -31,7 +31,7 @@ from engine.cpu.kv_sorted import (
     unpack_set,
 )
 from engine.cpu.kv_tokens import width
-from engine.cpu.kv_units import fetch_page, products, split_row
+from engine.cpu.kv_units import products, split_row
 from engine.cpu.simd import (
     f32x16,
     fma,
@@ -53,7 +53,7 @@ _CENTER = np.float32(CENTER)
 
 
 @inlined
-def _unpack_keys(page, n, unit, counts, spare, target):
+def _unpack_keys(page, n, unit, counts, spare, target, ahead):
     """All used channels as units of 16 tokens, `unit` bytes apart: the step of quad c and tokens
     16 g.. goes to target + unit g + 64 c."""
     tokens = n // 16
@@ -61,12 +61,12 @@ def _unpack_keys(page, n, unit, counts, spare, target):
     for bits in range(WIDTHS - 1, 0, -1):
         for _ in range(load_i64(counts + 8 * bits) * n // 512):
             if tokens % 8 == 0:
-                unpack_set(page, bits, target + 64 * quad + unit * token, unit)
+                unpack_set(page, bits, target + 64 * quad + unit * token, unit, ahead)
                 token += 8
                 if token == tokens:
                     quad, token = quad + 1, 0
             else:  # a set holds several quads
-                unpack_set(page, bits, spare, 64)
+                unpack_set(page, bits, spare, 64, ahead)
                 for j in range(8):
                     store(target + 64 * quad + unit * token, load(i32x16, spare + 64 * j))
                     token += 1
@@ -100,7 +100,7 @@ def score_verb(tiles: bool) -> Verb:
         folded = ranges + 8 * lanes
         counts = folded + 4 * depth
         order, spare = counts + 8 * WIDTHS, counts + 8 * WIDTHS + 4 * lanes + 64
-        fetch_page(page, codes_nbytes)
+        ahead = next_page(page, codes_nbytes, scratch)
         widths, norm_codes, middles, steps, pairs = parts(page, n, lanes, codes_nbytes)
         sort(widths, lanes, order, counts)
         load_ranges(middles, steps, pairs, lanes, ranges)
@@ -113,7 +113,7 @@ def score_verb(tiles: bool) -> Verb:
             scale, total = split_row(folded, depth, target, block)
             store_f32(factors + 16 * i, scale)
             store_f32(factors + 16 * i + 4, exact - total * scale * _CENTER)
-        _unpack_keys(page, n, unit, counts, spare, codes)
+        _unpack_keys(page, n, unit, counts, spare, codes, ahead)
         if tiles:
             tiles_begin(sums)
         for t0 in range(0, n, CHUNK):
@@ -137,14 +137,14 @@ def score_verb(tiles: bool) -> Verb:
 
 
 @inlined
-def _unpack_values(page, n, t0, count, counts, target, depth):
+def _unpack_values(page, n, t0, count, counts, target, depth, ahead):
     """The tokens t0..t0+count of all used channels as units of 16 channels; returns the units."""
     units = 0
     for bits in range(WIDTHS - 1, 0, -1):
         for _ in range(0, load_i64(counts + 8 * bits), 16):
             at = target + 16 * depth * units
             for t in range(0, count, 32):
-                unpack_set(page + 2 * bits * (t0 + t), bits, at + 16 * t, 64)
+                unpack_set(page + 2 * bits * (t0 + t), bits, at + 16 * t, 64, ahead)
             page += 2 * bits * n
             units += 1
     return units
@@ -190,7 +190,7 @@ def mix_verb(tiles: bool) -> Verb:
         weights = values + 4 * lanes + 64
         counts = weights + 4 * depth
         places, order = counts + 8 * WIDTHS, counts + 8 * WIDTHS + 4 * lanes
-        fetch_page(page, codes_nbytes)
+        ahead = next_page(page, codes_nbytes, scratch)
         widths, norm_codes, middles, steps, pairs = parts(page, n, lanes, codes_nbytes)
         sort(widths, lanes, order, counts)
         load_ranges(middles, steps, pairs, lanes, ranges)
@@ -208,7 +208,7 @@ def mix_verb(tiles: bool) -> Verb:
                 store_f32(factors + 16 * i, scale)
                 store_f32(factors + 16 * i + 4, total * scale * -_CENTER)
                 store_f32(factors + 16 * i + 8, mass)
-            units = _unpack_values(page, n, t0, count, counts, codes, depth)
+            units = _unpack_values(page, n, t0, count, counts, codes, depth, ahead)
             if tiles:
                 tiles_begin(sums)
             for i0 in range(0, rows, block):

@@ -23,7 +23,6 @@ from engine.cpu.simd import (
 _LOG2E = np.float32(1.4426950408889634)
 # ln 2 in two parts, the first exact in a few bits, so that n ln 2 loses nothing
 _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
-_LN2 = np.float32(0.6931471805599453)
 _LOWEST, _HIGHEST = np.float32(-87.0), np.float32(88.0)
 
 
@@ -46,20 +45,7 @@ def vexp(x):
     x = minimum(maximum(x, splat(f32x16, _LOWEST)), splat(f32x16, _HIGHEST))
     n = rint(x * _LOG2E)
     r = fma(n, splat(f32x16, -_LN2_HIGH), x)
-    return _scaled_exp(fma(n, splat(f32x16, -_LN2_LOW), r), n)
-
-
-@kernel
-def vexp2(x):
-    """2^x of f32x16 to 2 ulp, clamped to 2^-126..2^127."""
-    x = minimum(maximum(x, splat(f32x16, np.float32(-126))), splat(f32x16, np.float32(127)))
-    n = rint(x)
-    return _scaled_exp((x - n) * _LN2, n)
-
-
-@kernel
-def _scaled_exp(r, n):
-    """2^n exp(r), |r| <= ln 2 / 2."""
+    r = fma(n, splat(f32x16, -_LN2_LOW), r)
     p = splat(f32x16, np.float32(1.9875691500e-4))
     p = fma(p, r, splat(f32x16, np.float32(1.3981999507e-3)))
     p = fma(p, r, splat(f32x16, np.float32(8.3334519073e-3)))
@@ -82,7 +68,7 @@ _POWERS = tuple(
 
 @kernel
 def vexp2(x):
-    """2^x of f32x16 x <= 0 to 3e-7, at least 2^-100: never subnormal, also times a half's value."""
+    """2^x of f32x16 x <= 127 to 3e-7, at least 2^-100: not subnormal, even times a half's value."""
     x = larger(x, splat(f32x16, _LEAST_POWER))
     shifted = x + _ROUNDER
     r = x - (shifted - _ROUNDER)

@@ -31,19 +31,6 @@ def test_exp_is_exact_to_two_units_in_the_last_place() -> None:
     assert error.max() <= 2
 
 
-@kernel
-def _powers(x, out):
-    for i in range(0, 4 * x.shape[0], 64):
-        store(address_of(out) + i, vexp2(load(f32x16, address_of(x) + i)))
-
-
-def test_powers_of_two_are_exact_to_two_units_in_the_last_place() -> None:
-    x, out = np.linspace(-130, 130, 1 << 16).astype(np.float32), np.zeros(1 << 16, np.float32)
-    _powers(x, out)
-    want = np.exp2(np.clip(x, -126, 127).astype(np.float64))
-    assert (np.abs(out - want) <= 2 * np.spacing(want.astype(np.float32))).all()
-
-
 def test_exp_is_clamped_to_normal_finite_numbers() -> None:
     x = np.array([-np.inf, -1e30, -87.5, 88.5, 1e30, np.inf] + [0.0] * 10, np.float32)
     low, high = np.exp(np.float32(-87)), np.exp(np.float32(88))
@@ -58,7 +45,7 @@ def _powers(x, out):
 
 
 def test_powers_of_two_are_exact_to_3e_7_and_never_vanish() -> None:
-    x = np.concatenate([np.linspace(-100, 0, 1 << 14), [-1e30, -101, -np.inf, 0] * 4])
+    x = np.concatenate([np.linspace(-100, 127, 1 << 14), [-1e30, -101, -np.inf, 0] * 4])
     x = x.astype(np.float32)
     out = np.full(x.size, np.nan, np.float32)
     _powers(x, out)
