@@ -44,6 +44,16 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+def cores_of_their_own(threads: int) -> tuple[int, ...]:
+    """A core for each of `threads` threads, of those that this process may run on.
+
+    Raises InputError where threads cannot be bound to cores.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        raise InputError("pinned threads: this system cannot bind threads to cores")
+    return tuple(sorted(os.sched_getaffinity(0))[:threads])
+
+
 def child_environment(**changes: str) -> dict[str, str]:
     """This process's environment with `changes`, for a child process."""
     return os.environ | changes

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minikv.options import BackendOption, SinkOption
+from minikv.options import BackendOption, PinOption, SinkOption
 from minikv.sources import DEFAULT
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def _bench(
         _several("-ctv", "--ctv", "--cache-type-v", about="Value types.  [bf16]", default="bf16"),
     ],
     threads: Annotated[list[str], _several("-t", "--threads", about="Threads.  [one per core]")],
+    pin: PinOption = False,
     sink: SinkOption = 0,
     repetitions: Annotated[
         int, typer.Option("-r", "--repetitions", help="How often each test is timed.")
@@ -93,7 +94,7 @@ def _bench(
         repetitions,
         sink,
     )
-    bench(model, plan, numbers("-t", threads), backend, output)
+    bench(model, plan, numbers("-t", threads), pin, backend, output)
 
 
 def _names(lists: list[str], side: Side) -> tuple[str, ...]:

@@ -24,14 +24,19 @@ from tools.bench_report import Machine, Row, describe, report_type
 
 
 def bench(
-    names: Sequence[str], plan: Plan, threads: Sequence[int], backend: str, output: str
+    names: Sequence[str],
+    plan: Plan,
+    threads: Sequence[int],
+    pin: bool,
+    backend: str,
+    output: str,
 ) -> None:
     """Measure every model with every number of threads; results on stdout, progress on stderr.
 
     What cannot be measured is refused before the first test.
     """
     make_report = report_type(output)
-    teams = {n: new_ops(backend, n) for n in threads or [available_cores()]}
+    teams = {n: new_ops(backend, n, pin) for n in threads or [available_cores()]}
     checkpoints = [open_checkpoint(resolve(name, progress=TerminalProgress())) for name in names]
     for checkpoint in checkpoints:
         plan.check(spec_of(checkpoint).n_ctx_train)

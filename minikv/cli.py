@@ -25,6 +25,7 @@ from minikv.options import (
     CtvOption,
     JsonOption,
     ModelOption,
+    PinOption,
     PolicyOption,
     SinkOption,
     TextOption,
@@ -150,6 +151,7 @@ def _run(
         ),
     ] = None,
     threads: ThreadsOption = None,
+    pin: PinOption = False,
     temp: Annotated[float, typer.Option(help="Temperature; 0 takes the likeliest token.")] = 0.8,
     top_k: Annotated[int, typer.Option(help="Only the K likeliest tokens; 0 is off.")] = 40,
     top_p: Annotated[float, typer.Option(help="Only the likeliest of this sum; 1 is off.")] = 0.95,
@@ -190,7 +192,7 @@ def _run(
     if session is not None and stored is not None and (stored.sink or stored.recent):
         raise InputError(f"{policy}: a conversation kept by --session takes no sink and no recent")
     sampling = SamplerSpec(temp, top_k, top_p, min_p, repeat_penalty, seed)
-    choice = ModelChoice(model, ctk, ctv, n_ctx, threads, backend, sink, stored)
+    choice = ModelChoice(model, ctk, ctv, n_ctx, threads, backend, sink, stored, pin)
     answering = Answering(sampling, limit, system, raw)
     keeping = Keeping(session, *(_given(context, name) for name in ("ctk", "ctv")))
     if prompt is not None or not sys.stdin.isatty():

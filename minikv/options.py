@@ -96,6 +96,9 @@ PolicyOption = Annotated[
 ThreadsOption = Annotated[
     int | None, typer.Option("-t", "--threads", help="Threads.  [default: one per core]")
 ]
+PinOption = Annotated[
+    bool, typer.Option("--pin", help="Keep every thread on a core of its own.", show_default=False)
+]
 BackendOption = Annotated[str, typer.Option(help="cpu, or reference: slow, plain NumPy.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, at the end.")]
 

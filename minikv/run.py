@@ -38,6 +38,7 @@ class ModelChoice:
     backend: str
     sink: int = 0
     policy: Policy | None = None  # in the place of ctk, ctv and sink
+    pin: bool = False
 
     @property
     def kv(self) -> Policy:
@@ -47,7 +48,7 @@ class ModelChoice:
     def load(self) -> Model:
         """The model, downloaded first if need be; whatever can be refused before that is."""
         policy = self.kv
-        ops = new_ops(self.backend, self.threads)
+        ops = new_ops(self.backend, self.threads, self.pin)
         checkpoint = open_checkpoint(resolve(self.model, progress=TerminalProgress()))
         policy.of_layers(len(spec_of(checkpoint).layers))
         model = Model(checkpoint, ops)

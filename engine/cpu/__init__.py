@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from engine.checkpoint import Tensor
-from engine.config import available_cores
+from engine.config import available_cores, cores_of_their_own
 from engine.cpu import elementwise, likelihood
 from engine.cpu.attention import attend
 from engine.cpu.hadamard import hadamard
@@ -50,18 +50,20 @@ class _Recording:
 class CpuOps(Ops):
     """Float32 activations, weights and pages read in their packed form.
 
-    `threads` is the number of threads of every op, by default one per available core.
+    `threads` is the number of threads of every op, by default one per available core; `pin` keeps
+    each of them on a core of its own.
     """
 
     name = "cpu"
 
-    def __init__(self, threads: int | None = None) -> None:
+    def __init__(self, threads: int | None = None, pin: bool = False) -> None:
         cores = available_cores()
         threads = cores if threads is None else threads
         if not 1 <= threads <= cores:
             raise InputError(f"{threads} threads: this machine can run 1 to {cores}")
         self.threads = threads
-        self._team, self._arena, self._pool = Team(threads), Arena(), Pool()
+        own = cores_of_their_own(threads) if pin else ()
+        self._team, self._arena, self._pool = Team(threads, own), Arena(), Pool()
         self._recording = _Recording(self._pool)
 
     def split(self, parts: int) -> list[Ops]:

@@ -11,8 +11,11 @@ ran them.  Idle threads spin for a moment, then sleep.
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -166,17 +169,20 @@ class Program:
 
 
 class Team:
-    """`threads` threads, the caller among them.  They end with the team or the process."""
+    """`threads` threads, the caller among them.  They end with the team or the process.
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
+    `cores` has one for each of them, which they do not leave while they work; empty lets them move.
+    """
+
+    def __init__(self, threads: int, cores: tuple[int, ...] = ()) -> None:
+        self.threads, self._cores = threads, cores
         raw = np.zeros(_CONTROL_NBYTES + 64, np.uint8)
         self._control = raw.ctypes.data + (-raw.ctypes.data % 64)
         self._memory = raw  # the control block's owner, also where no thread holds it
         self._lock = threading.Lock()
         for slot in range(1, threads):
             # the memory travels with the thread: it must outlive the last look at it
-            arguments = (raw, self._control, slot)
+            arguments = (raw, self._control, slot, cores)
             threading.Thread(target=_run_thread, args=arguments, daemon=True).start()
         if threads > 1:
             weakref.finalize(self, _stop_threads, raw, self._control)
@@ -187,12 +193,27 @@ class Team:
         An item's `slot` is below `threads` and no two items run in one slot at a time: it names a
         thread's share of scratch memory.  Safe to call from any thread; calls wait for each other.
         """
-        with self._lock:
+        with self._lock, _bound_to(self._cores[:1]):
             _run(self._control, table.ctypes.data, len(table))
 
 
-def _run_thread(memory: np.ndarray, control: int, slot: int) -> None:
-    _serve(control, slot)
+def _run_thread(memory: np.ndarray, control: int, slot: int, cores: tuple[int, ...]) -> None:
+    with _bound_to(cores[slot : slot + 1]):
+        _serve(control, slot)
+
+
+@contextmanager
+def _bound_to(cores: tuple[int, ...]) -> Iterator[None]:
+    """Keep the calling thread on `cores`, if there are any; new threads would inherit them."""
+    if not cores:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def _stop_threads(memory: np.ndarray, control: int) -> None:

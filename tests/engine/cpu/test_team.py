@@ -10,6 +10,8 @@ import time
 import numpy as np
 import pytest
 
+from engine.config import available_cores, cores_of_their_own
+from engine.cpu import team
 from engine.cpu.atomics import atomic_add
 from engine.cpu.jit import Verb, field
 from engine.cpu.simd import load_i64, store_i64
@@ -134,3 +136,29 @@ def test_a_forked_child_does_the_work_alone() -> None:
     while (done := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert done == (child, 0)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be bound")
+def test_pinned_threads_keep_to_their_cores_and_the_caller_only_while_it_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before, cores = os.sched_getaffinity(0), cores_of_their_own(available_cores())
+    others = set(threading.enumerate())
+    pinned = Team(len(cores), cores)
+    workers = [one.native_id for one in threading.enumerate() if one not in others]
+    run, seen = team._run, []
+
+    def watched(*arguments: int) -> None:
+        seen.append(os.sched_getaffinity(0))
+        run(*arguments)
+
+    monkeypatch.setattr(team, "_run", watched)
+    assert run_counts(pinned, 100)[0].sum() == 100
+    assert seen == [{cores[0]}]
+    assert os.sched_getaffinity(0) == before
+    deadline = time.monotonic() + 30  # until every worker has begun
+    bound = [os.sched_getaffinity(i or 0) for i in workers]
+    while any(len(one) > 1 for one in bound) and time.monotonic() < deadline:
+        time.sleep(0.01)
+        bound = [os.sched_getaffinity(i or 0) for i in workers]
+    assert sorted(bound, key=min) == [{core} for core in cores[1:]]
