@@ -35,6 +35,13 @@ def simulated(windows: Windows, window: Sequence[int]) -> np.ndarray:
     return negative_log_likelihood(ops, np.concatenate(logits), np.asarray(window[half:]))
 
 
+def packed(windows: Windows, window: Sequence[int]) -> np.ndarray:
+    """The same through the packed cache."""
+    pieces = windows.scored(windows.session(windows.stored(windows.settings.kv)), window)
+    found = [negative_log_likelihood(windows.model.ops, rows, ids) for ids, rows in pieces]
+    return np.concatenate(found)
+
+
 def _replace_pages(session: Session, types: dict) -> None:
     for layer in session.cache.layers:
         for side in (layer.k, layer.v):
@@ -54,16 +61,8 @@ def main() -> None:
     args = parser.parse_args()
     settings = Settings("pa", args.ctx, args.chunks, args.type, args.type)
     windows = Windows(load_model(args.model), args.text.read_text(encoding="utf-8"), settings)
-    packed, replaced = [], []
-    for window in windows.tokens:
-        session = windows.session(windows.stored(settings.kv))
-        pieces = windows.scored(session, window)
-        packed += [
-            negative_log_likelihood(windows.model.ops, logits, targets)
-            for targets, logits in pieces
-        ]
-        replaced.append(simulated(windows, window))
-    ppl = [float(np.exp(np.concatenate(nll).mean())) for nll in (packed, replaced)]
+    nll = [np.concatenate([way(windows, w) for w in windows.tokens]) for way in (packed, simulated)]
+    ppl = [float(np.exp(x.mean())) for x in nll]
     print(f"{args.type}: packed {ppl[0]:.5f}, simulated {ppl[1]:.5f}, {ppl[0] - ppl[1]:+.5f}")
 
 
