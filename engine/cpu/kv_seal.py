@@ -284,7 +284,7 @@ def seal_pages(
 ) -> None:
     """Pack full tails uint8 [kv_heads, bytes] into `pages` uint8 [kv_heads, bytes].
 
-    For types that `has_verb` knows; equal to `engine.kv.cache.encode_tail`.
+    For types that `has_verb` knows; equal to `engine.kv.side_cache.encode_tail`.
     """
     arguments, item, size = parameters(kind, head_dim, side), _SEAL_ITEM, scratch_nbytes
     if isinstance(kind.format, WaterFilledFormat):

@@ -12,13 +12,14 @@ from engine.cpu import CpuOps
 from engine.cpu.kv_seal import has_verb, seal_pages
 from engine.cpu.memory import Pool
 from engine.cpu.team import Program, Team
-from engine.kv.cache import CacheType, LayerCache, encode_tail
+from engine.kv.cache import CacheType, LayerCache
 from engine.kv.format import Side, TokenFormat
 from engine.kv.formats import ALL_KV_FORMATS, kv_format
 from engine.kv.formats.channels import CHANNELS, ChannelFormat
 from engine.kv.formats.floats import BF16, F32
 from engine.kv.formats.waterfill import WATER_FILLED, WaterFilledFormat
 from engine.kv.queries import QueryPower
+from engine.kv.side_cache import encode_tail
 
 TEAM, POOL = Team(2), Pool()
 SIDES: tuple[Side, Side] = ("k", "v")

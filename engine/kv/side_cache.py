@@ -1,0 +1,252 @@
+"""Pages in memory: who holds which tokens, in which bytes.
+
+A `SideCache` is the keys or the values of one layer.  Tokens of a token format are written straight
+into their page; tokens of a page format wait in the *tail*, a page in a plain format, and are
+packed the moment the page is full.  Where the newest R tokens are to be exact, for token formats
+too, the tail has more pages, and one is packed when R tokens stand behind it.
+
+The first tokens of a sequence, its *sinks*, may stay exact: they have a page of their own, which is
+never packed, and page i then begins at token sink + i P.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from engine.kv.cache_type import CacheType
+from engine.kv.format import Side
+from engine.kv.queries import QueryPower
+from engine.kv.tail import Tail, aligned
+
+
+class Count:
+    """Tokens held: `position` int64 [1], those before the chunk that is being processed, which
+    recorded programs read when they run, and the chunk's that are already `pending` here."""
+
+    def __init__(self, position: np.ndarray) -> None:
+        self.position, self.pending = position, 0
+
+    @property
+    def n(self) -> int:
+        return int(self.position[0]) + self.pending
+
+    def settle(self, n: int) -> None:
+        """Let there be n tokens, none of them pending."""
+        self.position[0], self.pending = n, 0
+
+
+def encode_tail(
+    kind: CacheType,
+    tail: np.ndarray,
+    side: Side,
+    head_dim: int,
+    page: np.ndarray,
+    queries: QueryPower | None = None,
+) -> None:
+    """Pack a full page of the tail uint8 [kv_heads, bytes] into `page` uint8 [kv_heads, bytes]."""
+    assert kind.tail is not None
+    weights = None if queries is None else queries.weights()
+    page[:] = kind.format.encode(kind.tail.decode(tail, head_dim, side), side, weights)
+
+
+def pack_tail(side: SideCache, page: np.ndarray) -> None:
+    """Pack the oldest page of the side's tail into `page` and put this in its place.
+
+    A backend may have something to the same effect.
+    """
+    encode_tail(side.type, side.tail, side.side, side.head_dim, page, side.tail_queries)
+    side.table[len(side.pages)] = page.ctypes.data
+
+
+Packer = Callable[["SideCache", np.ndarray], None]
+
+
+class SideCache:
+    """Keys or values of one layer: pages uint8 [kv_heads, bytes], `n` tokens of which are
+    filled."""
+
+    def __init__(
+        self, side: Side, kind: CacheType, kv_heads: int, head_dim: int, n_ctx: int, count: Count
+    ) -> None:
+        self.side: Side = side
+        self.type, self.kv_heads, self.head_dim = kind, kv_heads, head_dim
+        self.count = count
+        # pages in the packed format, open one included if there is no tail; None once evicted
+        self.pages: list[np.ndarray | None] = []
+        # addresses of the sinks' page and, `table`, of the pages, open ones included; 0 for
+        # evicted pages
+        self.sink_table = np.zeros(1 + -(-n_ctx // kind.page_tokens), np.int64)
+        self.table = self.sink_table[1:]
+        self._tail = Tail(kind, side, kv_heads, head_dim)
+        self._sink: np.ndarray | None = None
+
+    @property
+    def n(self) -> int:
+        return self.count.n
+
+    @property
+    def paged(self) -> int:
+        """Tokens behind the sinks."""
+        return max(0, self.n - self.type.sink)
+
+    @property
+    def in_sink(self) -> bool:
+        """Whether the next token is one of the sinks."""
+        return self.n < self.type.sink
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated, tail and sinks included."""
+        held = sum(page.nbytes for page in self.pages if page is not None)
+        return held + self._tail.nbytes + (0 if self._sink is None else self._sink.nbytes)
+
+    def room(self) -> int | None:
+        """Tokens that fit before the sinks are full or a page of the tail is to be packed; pages of
+        token formats without a tail have no such end."""
+        kind = self.type
+        if self.in_sink:
+            return kind.sink - self.n
+        if kind.tail is None:
+            return None
+        return (len(self.pages) + 1) * kind.page_tokens + kind.recent - self.paged
+
+    def open_pages(self, tokens: int) -> None:
+        """Make the pages, uint8 [kv_heads, bytes] in `open_format`, that take the next tokens.
+
+        All of them are sinks, which have a page in `sink_format`, or none is.
+        """
+        kind = self.type
+        if self.in_sink:
+            if self._sink is None:
+                nbytes = kind.sink_format.page_nbytes(kind.sink, self.head_dim)
+                self._sink = aligned((self.kv_heads, nbytes))
+                self.sink_table[0] = self._sink.ctypes.data
+            return
+        if kind.tail is not None:
+            self._open_tail(self.paged // kind.page_tokens, self.paged + tokens)
+            return
+        nbytes = kind.open_format.page_nbytes(kind.page_tokens, self.head_dim)
+        while len(self.pages) * kind.page_tokens < self.paged + tokens:
+            self._place(aligned((self.kv_heads, nbytes)))
+
+    def _open_tail(self, first: int, paged: int) -> None:
+        """Let the tail have the pages from `first` on that `paged` tokens take."""
+        for index in range(first, -(-paged // self.type.page_tokens)):
+            self.table[index] = self._tail.open(index).ctypes.data
+
+    def open_page(self, index: int) -> np.ndarray:
+        """Page `index`, which is not sealed."""
+        if self.type.tail is not None:
+            return self._tail[index]
+        page = self.pages[index]
+        assert page is not None
+        return page
+
+    @property
+    def sinks(self) -> np.ndarray:
+        """The sinks' page, uint8 [kv_heads, bytes] in `sink_format`."""
+        assert self._sink is not None, "evicted sinks were read"
+        return self._sink
+
+    def _place(self, page: np.ndarray) -> None:
+        self.table[len(self.pages)] = page.ctypes.data
+        self.pages.append(page)
+
+    @property
+    def tail(self) -> np.ndarray:
+        """The oldest page of the tail, uint8 [kv_heads, bytes]."""
+        return self._tail[len(self.pages)]
+
+    @property
+    def queries(self) -> QueryPower | None:
+        """What the tail's queries are worth; for weighted keys alone."""
+        return self._tail.queries
+
+    @property
+    def tail_queries(self) -> QueryPower | None:
+        """The same for the oldest page of the tail."""
+        every = self.queries
+        return None if every is None else every.page(len(self.pages), self.type.page_tokens)
+
+    def seal(self, pack: Packer) -> None:
+        """Pack the oldest page of the tail if it is time.  Sealed pages never change."""
+        kind = self.type
+        if self.room() != 0:
+            return
+        nbytes = kind.format.page_nbytes(kind.page_tokens, self.head_dim)
+        page = aligned((self.kv_heads, nbytes))
+        pack(self, page)
+        self.pages.append(page)
+
+    def page_start(self, token: int) -> int:
+        """The first token of the page that holds `token`."""
+        sink, size = self.type.sink, self.type.page_tokens
+        return 0 if token < sink else sink + (token - sink) // size * size
+
+    def decode(self, start: int) -> np.ndarray:
+        """Tokens start..n as float32 [kv_heads, n - start, head_dim]; `start` begins a page."""
+        sink, size, parts = self.type.sink, self.type.page_tokens, []
+        if start < min(sink, self.n):
+            parts.append(self.type.sink_format.decode(self.sinks, self.head_dim, self.side))
+        for index in range(max(0, start - sink) // size, -(-self.paged // size)):
+            if index < len(self.pages):
+                page, stored = self.pages[index], self.type.format
+            else:
+                page, stored = self._tail[index], self.type.open_format
+            assert page is not None, "an evicted page was read"
+            parts.append(stored.decode(page, self.head_dim, self.side))
+        if not parts:
+            return np.zeros((self.kv_heads, 0, self.head_dim), np.float32)
+        return np.concatenate(parts, axis=1)[:, : self.n - start]
+
+    def evict(self, before: int) -> None:
+        """Free the pages whose tokens all lie before token `before`."""
+        before -= self.type.sink
+        if before >= 0:
+            self._sink, self.sink_table[0] = None, 0
+        for index in range(min(before // self.type.page_tokens, len(self.pages))):
+            self.pages[index] = None
+            self.table[index] = 0
+
+    def first_held(self) -> int:
+        """The first token still present."""
+        if self._sink is not None:
+            return 0
+        held = (i for i, page in enumerate(self.pages) if page is not None)
+        return self.type.sink + next(held, len(self.pages)) * self.type.page_tokens
+
+    def boundary(self, n: int) -> int:
+        """The longest prefix of at most `n` tokens that can be kept.
+
+        Where packed pages would have to be exact again the values are gone: that is inside a page,
+        so a page format falls back to its start, or with `recent` anywhere before, so that nothing
+        but the sinks can be kept.
+        """
+        kind, paged = self.type, n - self.type.sink
+        if kind.tail is None or paged <= 0:
+            return n
+        # pages that have been packed may still be in the tail's memory
+        if all(map(self._tail.holds, range(kind.sealed(paged), -(-paged // kind.page_tokens)))):
+            return n
+        return kind.sink if kind.recent else self.page_start(n)
+
+    def truncate(self, n: int) -> None:
+        """Forget all tokens from `n` on; `n` is a boundary."""
+        paged = max(0, n - self.type.sink)
+        if self.type.tail is None:
+            del self.pages[-(-paged // self.type.page_tokens) :]
+            return
+        del self.pages[self.type.sealed(paged) :]
+        self._open_tail(len(self.pages), paged)
+
+    def lay_out(self, evicted: int) -> None:
+        """In an empty side, make the pages of the tokens counted, the first `evicted` gone."""
+        full, rest = divmod(self.n, self.type.page_tokens)
+        nbytes = self.type.format.page_nbytes(self.type.page_tokens, self.head_dim)
+        self.pages += [None] * evicted
+        for _ in range(full - evicted):
+            self._place(aligned((self.kv_heads, nbytes)))
+        if rest:
+            self.open_pages(0)
