@@ -12,7 +12,7 @@ import numpy as np
 from engine.errors import InputError
 from engine.kv.cache import CacheType
 from engine.kv.format import Side
-from engine.kv.formats import kv_format, side_type
+from engine.kv.formats import BF16, kv_format, side_type
 from engine.kv.policy import Policy
 from engine.kv.snapshot import open_snapshot, save_cache
 from engine.model.decoder import Decoder
@@ -62,21 +62,23 @@ class Session:
         n_ctx: int | None = None,
         ctk: str | CacheType | None = None,
         ctv: str | CacheType | None = None,
+        sink: int | None = None,
         policy: Policy | None = None,
     ) -> Session:
         """The session that `save` wrote, as if it had never left: what is not given is as it was.
 
         Types that are not the saved ones need pages of the same length; those are then packed anew.
+        `sink` can only be what it was, since pages begin behind the sinks.
+
         Raises InputError with one line if the file is damaged or of another version, or if the
         model, the context or the types do not fit.
         """
         with open_snapshot(path) as saved:
             check_model(saved, decoder)
+            if sink is not None:
+                saved.check_sink(sink)
             pairs = [
-                (
-                    k if ctk is None else _cache_type(ctk, "k", 0),
-                    v if ctv is None else _cache_type(ctv, "v", 0),
-                )
+                (_going_on(ctk, "k", k), _going_on(ctv, "v", v))
                 for k, v in saved.types[: len(decoder.spec.layers)]
             ]
             session = cls(
@@ -91,13 +93,8 @@ class Session:
     def save(self, path: str | Path) -> None:
         """Write the session to a file for `restore`, which is replaced only by a whole new one.
 
-        Raises InputError if the file cannot be written, or for a cache with exact first tokens or
-        an exact window of the newest.
+        Raises InputError if the file cannot be written.
         """
-        if any(side.type.recent for layer in self.cache.layers for side in (layer.k, layer.v)):
-            raise InputError(f"{path}: sessions with exact newest tokens cannot be saved yet")
-        if any(side.type.sink for layer in self.cache.layers for side in (layer.k, layer.v)):
-            raise InputError(f"{path}: sessions with exact first tokens cannot be saved yet")
         about = {"model": identity(self.decoder), "tokens": self.tokens, "notes": self.notes}
         save_cache(path, self.cache, about)
 
@@ -183,3 +180,13 @@ def _cache_type(kind: str | CacheType, side: Side, sink: int) -> CacheType:
     if isinstance(kind, CacheType):
         return kind
     return CacheType.of(kv_format(side_type(kind, side)), sink)
+
+
+def _going_on(kind: str | CacheType | None, side: Side, saved: CacheType) -> CacheType:
+    """The type of a restored side: a named one has the sinks and the exact window of the saved."""
+    if kind is None:
+        return saved
+    if isinstance(kind, CacheType):
+        return kind
+    found, tail = kv_format(side_type(kind, side)), saved.tail or BF16
+    return CacheType.of(found, saved.sink, tail, saved.recent)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -120,7 +120,7 @@ Examples:
 """
 
 
-def _given(context: typer.Context, name: str) -> str | None:
+def _given(context: typer.Context, name: str) -> Any:
     """An option's value, None if it is only the default."""
     source = context.get_parameter_source(name)
     return None if source is None or source.name == "DEFAULT" else context.params[name]
@@ -169,8 +169,8 @@ def _run(
         typer.Option(
             "--session",
             metavar="FILE",
-            help="Go on with the conversation in FILE, and keep it there at the end; -c, -ctk and "
-            "-ctv stay as in FILE where not given.",
+            help="Go on with the conversation in FILE, and keep it there at the end; -c, -ctk, "
+            "-ctv and --kv-sink stay as in FILE where not given.",
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -186,15 +186,11 @@ def _run(
     from minikv.keeping import Keeping
     from minikv.run import Answering, ModelChoice, run
 
-    if session is not None and sink:
-        raise InputError(f"--kv-sink {sink}: a conversation kept by --session takes 0")
     stored = kv_policy(context, policy)
-    if session is not None and stored is not None and (stored.sink or stored.recent):
-        raise InputError(f"{policy}: a conversation kept by --session takes no sink and no recent")
     sampling = SamplerSpec(temp, top_k, top_p, min_p, repeat_penalty, seed)
     choice = ModelChoice(model, ctk, ctv, n_ctx, threads, backend, sink, stored, pin)
     answering = Answering(sampling, limit, system, raw)
-    keeping = Keeping(session, *(_given(context, name) for name in ("ctk", "ctv")))
+    keeping = Keeping(session, *(_given(context, name) for name in ("ctk", "ctv", "sink")))
     if prompt is not None or not sys.stdin.isatty():
         run(choice, answering, prompt, as_json, keeping)
     elif as_json:

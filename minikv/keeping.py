@@ -19,12 +19,13 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class Keeping:
-    """Where a session is kept, None for nowhere, and the cache types asked for, None where the
-    file's own are to stay."""
+    """Where a session is kept, None for nowhere, and the cache types and sinks asked for, None
+    where the file's own are to stay."""
 
     path: Path | None = None
     ctk: str | None = None
     ctv: str | None = None
+    sink: int | None = None
 
     @contextmanager
     def session(self, choice: ModelChoice) -> Iterator[tuple[Model, Session]]:
@@ -40,7 +41,13 @@ class Keeping:
             session = choice.session(model)
         else:
             session = Session.restore(
-                model, path, n_ctx=choice.n_ctx, ctk=self.ctk, ctv=self.ctv, policy=choice.policy
+                model,
+                path,
+                n_ctx=choice.n_ctx,
+                ctk=self.ctk,
+                ctv=self.ctv,
+                sink=self.sink,
+                policy=choice.policy,
             )
         try:
             yield model, session

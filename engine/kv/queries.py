@@ -39,8 +39,11 @@ class QueryPower:
         for g in range(1, squares.shape[2]):
             total = total + squares[:, :, g]
         mean = total / np.float32(squares.shape[2])
-        rows = np.arange(start, start + tokens) % len(self.rows)
-        self.rows[rows] = np.minimum(mean, LARGEST)
+        self.rows[self.places(range(start, start + tokens))] = np.minimum(mean, LARGEST)
+
+    def places(self, tokens: range) -> np.ndarray:
+        """Which rows these tokens own, int64 [n]."""
+        return np.arange(tokens.start, tokens.stop) % len(self.rows)
 
     def weights(self) -> np.ndarray:
         """Their RMS over the tokens, float32 [kv_heads, D], added up in float64 in order."""

@@ -119,10 +119,7 @@ class SideCache:
         """
         kind = self.type
         if self.in_sink:
-            if self._sink is None:
-                nbytes = kind.sink_format.page_nbytes(kind.sink, self.head_dim)
-                self._sink = aligned((self.kv_heads, nbytes))
-                self.sink_table[0] = self._sink.ctypes.data
+            self._open_sinks()
             return
         if kind.tail is not None:
             self._open_tail(self.paged // kind.page_tokens, self.paged + tokens)
@@ -135,6 +132,12 @@ class SideCache:
         """Let the tail have the pages from `first` on that `paged` tokens take."""
         for index in range(first, -(-paged // self.type.page_tokens)):
             self.table[index] = self._tail.open(index).ctypes.data
+
+    def _open_sinks(self) -> None:
+        if self._sink is None:
+            nbytes = self.type.sink_format.page_nbytes(self.type.sink, self.head_dim)
+            self._sink = aligned((self.kv_heads, nbytes))
+            self.sink_table[0] = self._sink.ctypes.data
 
     def open_page(self, index: int) -> np.ndarray:
         """Page `index`, which is not sealed."""
@@ -149,6 +152,11 @@ class SideCache:
         """The sinks' page, uint8 [kv_heads, bytes] in `sink_format`."""
         assert self._sink is not None, "evicted sinks were read"
         return self._sink
+
+    @property
+    def sinks_evicted(self) -> bool:
+        """Whether there were sinks and a window has left them behind."""
+        return self._sink is None and self.type.sink > 0 and self.n > 0
 
     def _place(self, page: np.ndarray) -> None:
         self.table[len(self.pages)] = page.ctypes.data
@@ -241,12 +249,16 @@ class SideCache:
         del self.pages[self.type.sealed(paged) :]
         self._open_tail(len(self.pages), paged)
 
-    def lay_out(self, evicted: int) -> None:
+    def lay_out(self, evicted: int, sinks_evicted: bool) -> None:
         """In an empty side, make the pages of the tokens counted, the first `evicted` gone."""
-        full, rest = divmod(self.n, self.type.page_tokens)
-        nbytes = self.type.format.page_nbytes(self.type.page_tokens, self.head_dim)
+        kind = self.type
+        if self.n and kind.sink and not sinks_evicted:
+            self._open_sinks()
+        nbytes = kind.format.page_nbytes(kind.page_tokens, self.head_dim)
         self.pages += [None] * evicted
-        for _ in range(full - evicted):
+        for _ in range(evicted, kind.sealed(self.paged)):
             self._place(aligned((self.kv_heads, nbytes)))
-        if rest:
+        if kind.tail is not None:
+            self._open_tail(len(self.pages), self.paged)
+        elif self.paged:
             self.open_pages(0)

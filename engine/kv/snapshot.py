@@ -4,10 +4,11 @@
 
 Integers are little-endian, and a digest covers everything before it.  The header has `n` tokens,
 `n_ctx`, `about` (what the caller says of the sequence) and `layers`: sizes and, per side, the type
-with the version of its bytes, the page length, the tail's type and the number of evicted pages.
-Pages follow layer by layer, keys before values: the full pages that are held, each uint8 [kv_heads,
-bytes] as in memory, then of the open page the rows in use and, for keys that weigh their queries,
-the rows of those, float32 [tokens, kv_heads, head_dim].  The file is as long as the header says.
+with the version of its bytes, the page length, the tail's type, sinks and window, and what is
+evicted.  Layer by layer, keys before values, follow: of the sinks' page the rows in use, the packed
+pages that are held, each uint8 [kv_heads, bytes] as in memory, of the open pages the rows in use
+and, for keys that weigh their queries, those tokens' rows, float32 [tokens, kv_heads, head_dim].
+The file is as long as the header says.
 
 The digests find damage; they do not prove who wrote the file.
 """
@@ -20,7 +21,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from struct import Struct
 from typing import IO, Any, cast
@@ -31,10 +32,10 @@ from engine.errors import InputError
 from engine.kv.cache import CacheType, KVCache, LayerCache, SideCache
 from engine.kv.format import KVFormat, TokenFormat
 from engine.kv.formats import kv_format
-from engine.kv.modifiers import PLAIN
 from engine.kv.policy import Types
+from engine.kv.stored import StoredSide, count, views
 
-VERSION = 1
+VERSION = 2  # the first knew neither sinks nor windows
 _MAGIC = b"minikvkv"
 _START = Struct("<8sII")
 _DIGEST_NBYTES = hashlib.sha256().digest_size
@@ -61,10 +62,11 @@ def save_cache(path: str | Path, cache: KVCache, about: Mapping[str, Any]) -> No
         write(_START.pack(_MAGIC, VERSION, len(text)) + text)
         write(digest.digest())
         for side in _sides(cache):
-            for view in _views(side):
+            for view in views(side):
                 write(np.ascontiguousarray(view).data)
             if side.queries is not None:
-                write(side.queries.rows[: side.n % side.type.page_tokens].data)
+                rows = side.queries.places(StoredSide.of(side).open_tokens(cache.n))
+                write(side.queries.rows[rows].data)
         write(digest.digest())
 
 
@@ -74,43 +76,14 @@ def _sides(cache: KVCache) -> Iterator[SideCache]:
 
 
 def _layer_entry(layer: LayerCache) -> dict[str, Any]:
-    return _sizes(layer) | {"k": _side_entry(layer.k), "v": _side_entry(layer.v)}
+    sides = {"k": StoredSide.of(layer.k).entry(), "v": StoredSide.of(layer.v).entry()}
+    return _sizes(layer) | sides
 
 
 def _sizes(layer: LayerCache) -> dict[str, Any]:
     return {
         "kv_heads": layer.k.kv_heads, "head_dim": layer.k.head_dim, "window": layer.window,
     }  # fmt: skip
-
-
-def _side_entry(side: SideCache) -> dict[str, Any]:
-    kind = side.type
-    return {
-        "type": kind.name,
-        "layout": kind.format.layout,
-        "page_tokens": kind.page_tokens,
-        "tail": kind.tail and kind.tail.name,
-        "tail_layout": kind.tail and kind.tail.layout,
-        "evicted": sum(page is None for page in side.pages),
-    }
-
-
-def _stored(kind: CacheType, n: int, evicted: int) -> list[tuple[KVFormat, int]]:
-    """What a file holds of one side with `n` tokens: formats and tokens, in order."""
-    full, rest = divmod(n, kind.page_tokens)
-    pages: list[tuple[KVFormat, int]] = [(kind.format, kind.page_tokens)] * (full - evicted)
-    return pages + [(kind.open_format, rest)] * (rest > 0)
-
-
-def _views(side: SideCache) -> Iterator[np.ndarray]:
-    """The memory of all that `_stored` lists, uint8 [kv_heads, bytes in use]."""
-    full, rest = divmod(side.n, side.type.page_tokens)
-    for page in side.pages[:full]:
-        if page is not None:
-            yield page
-    if rest:
-        used = side.type.open_format.page_nbytes(rest, side.head_dim)
-        yield side.open_page(full)[:, :used]
 
 
 @contextmanager
@@ -137,14 +110,6 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
-@dataclass(frozen=True)
-class _SavedSide:
-    """What a file says of one side."""
-
-    type: CacheType
-    evicted: int
-
-
 class Snapshot:
     """A file that is open for reading: its header is whole, its pages are not read yet.
 
@@ -158,7 +123,7 @@ class Snapshot:
         text = self._header()
         try:
             header = json.loads(text)
-            self.n, self.n_ctx = _count(header["n"]), _count(header["n_ctx"])
+            self.n, self.n_ctx = count(header["n"]), count(header["n_ctx"])
             self.about: dict[str, Any] = dict(header["about"])
             self._layers: list[dict[str, Any]] = header["layers"]
             self._saved = [self._side(layer, name) for layer in self._layers for name in ("k", "v")]
@@ -171,6 +136,18 @@ class Snapshot:
 
     def refused(self, why: str) -> InputError:
         return InputError(f"{self.path}: {why}")
+
+    def check_sink(self, sink: int) -> None:
+        """Raise InputError unless the first `sink` tokens are those that were kept exact."""
+        for k, _ in self.types:
+            self._check_sink(k, sink)
+
+    def _check_sink(self, have: CacheType, sink: int) -> None:
+        if have.sink != sink:
+            raise self.refused(
+                f"saved with {have.sink} exact first tokens, behind which its pages begin; it "
+                f"cannot go on with {sink}"
+            )
 
     def fill(self, cache: KVCache) -> None:
         """Read the pages into the empty `cache`.
@@ -187,7 +164,7 @@ class Snapshot:
         pairs = list(zip(_sides(cache), self._saved, strict=True))
         for side, saved in pairs:
             self._check_convertible(side, saved)
-        self._check_length(sum(_saved_nbytes(side, saved, self.n) for side, saved in pairs))
+        self._check_length(sum(saved.nbytes(side, self.n) for side, saved in pairs))
         for layer in cache.layers:
             layer.count.settle(self.n)
         for side, saved in pairs:
@@ -198,8 +175,8 @@ class Snapshot:
         magic, version, nbytes = _START.unpack(self._bytes(_START.size))
         if magic != _MAGIC:
             raise self.refused("not a saved session of minikv")
-        if version != VERSION:
-            raise self.refused(f"saved in version {version}; this minikv reads {VERSION}")
+        if not 1 <= version <= VERSION:
+            raise self.refused(f"saved in version {version}; this minikv reads 1 to {VERSION}")
         text = self._bytes(nbytes)
         self._check_digest("header")
         return text
@@ -225,25 +202,8 @@ class Snapshot:
         if self._nbytes != whole:
             raise self.refused(f"damaged: {self._nbytes} bytes instead of {whole}")
 
-    def _side(self, layer: Mapping[str, Any], name: str) -> _SavedSide:
-        entry = layer[name]
-        tail = entry["tail"] and self._format(entry["tail"], entry["tail_layout"])
-        found = self._format(entry["type"], entry["layout"])
-        plain = replace(found, modifiers=PLAIN)
-        size = _count(entry["page_tokens"])
-        kind = CacheType(plain, size, tail, modifiers=found.modifiers)
-        saved = _SavedSide(kind, _count(entry["evicted"]))
-        own = kind.format.page_tokens
-        if not (
-            isinstance(kind.tail or kind.format, TokenFormat)
-            and kind.page_tokens == (own or kind.page_tokens) > 0
-        ):
-            raise ValueError(entry)
-        window = layer["window"]
-        lost = saved.evicted * kind.page_tokens
-        if lost > (0 if window is None else max(0, self.n - _count(window) + 1)):
-            raise ValueError("pages are missing")
-        return saved
+    def _side(self, layer: Mapping[str, Any], name: str) -> StoredSide:
+        return StoredSide.read(layer[name], self.n, layer["window"], self._format)
 
     def _format(self, name: str, layout: int) -> Any:
         try:
@@ -268,28 +228,32 @@ class Snapshot:
                         f"layer {layer.index} has {name} {saved[name]}, the model's has {size}"
                     )
 
-    def _check_convertible(self, side: SideCache, saved: _SavedSide) -> None:
+    def _check_convertible(self, side: SideCache, saved: StoredSide) -> None:
         have, want = saved.type, side.type
         if have.modifiers != want.modifiers:
             raise self.refused(f"saved as {have.name}, which {want.name} cannot take over")
+        self._check_sink(have, want.sink)
         if have.page_tokens != want.page_tokens:
             raise self.refused(
                 f"saved as {have.format.name} in pages of {have.page_tokens} tokens; "
                 f"{want.format.name} has pages of {want.page_tokens} and cannot take them over"
             )
+        if saved.evicted > want.sealed(self.n - want.sink):
+            raise self.refused(f"pages are missing that {want.recent} exact newest tokens need")
 
-    def _fill_side(self, side: SideCache, saved: _SavedSide) -> None:
-        side.lay_out(saved.evicted)
-        have = _stored(saved.type, self.n, saved.evicted)
-        want = _stored(side.type, self.n, saved.evicted)
-        for view, (old, tokens), (new, _) in zip(_views(side), have, want, strict=True):
+    def _fill_side(self, side: SideCache, saved: StoredSide) -> None:
+        side.lay_out(saved.evicted, saved.sinks_evicted)
+        have, want = saved.forms(self.n), StoredSide.of(side).forms(self.n)
+        for view, (old, tokens), (new, _) in zip(views(side), have, want, strict=True):
             nbytes = side.kv_heads * old.page_nbytes(tokens, side.head_dim)
             data = np.frombuffer(self._bytes(nbytes), np.uint8).reshape(side.kv_heads, -1)
             view[:] = self._converted(side, data, old, new)
-        rows = np.frombuffer(self._bytes(_queries_nbytes(side, saved, self.n)), np.float32)
+        rows = np.frombuffer(self._bytes(saved.queries_nbytes(side, self.n)), np.float32)
         if side.queries is not None and rows.size:  # without them every query counts alike
-            rows = rows.reshape(-1, side.kv_heads, side.head_dim)
-            side.queries.rows[: len(rows)] = rows
+            have, want = (s.open_tokens(self.n) for s in (saved, StoredSide.of(side)))
+            both = range(max(have.start, want.start), want.stop)
+            rows = rows.reshape(-1, side.kv_heads, side.head_dim)[len(have) - len(both) :]
+            side.queries.rows[side.queries.places(both)] = rows
 
     def _converted(
         self, side: SideCache, data: np.ndarray, old: KVFormat, new: KVFormat
@@ -298,27 +262,10 @@ class Snapshot:
         if replace(old, name=new.name) == new:  # int3nsep:128 is int3nsep
             return data
         values = old.decode(data, side.head_dim, side.side)
-        if not np.abs(values).max() <= side.type.open_format.limit:
+        limited = new if isinstance(new, TokenFormat) else side.type.open_format
+        if not np.abs(values).max() <= limited.limit:
             raise self.refused(f"saved as {old.name}, beyond the range of {new.name}")
         return new.encode(values, side.side)
-
-
-def _saved_nbytes(side: SideCache, saved: _SavedSide, n: int) -> int:
-    stored = _stored(saved.type, n, saved.evicted)
-    packed = side.kv_heads * sum(f.page_nbytes(tokens, side.head_dim) for f, tokens in stored)
-    return packed + _queries_nbytes(side, saved, n)
-
-
-def _queries_nbytes(side: SideCache, saved: _SavedSide, n: int) -> int:
-    if not saved.type.weighs(side.side):
-        return 0
-    return 4 * (n % saved.type.page_tokens) * side.kv_heads * side.head_dim
-
-
-def _count(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(value)
-    return value
 
 
 @contextmanager

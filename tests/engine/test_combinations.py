@@ -53,11 +53,3 @@ def test_modifiers_are_kept_and_not_exchanged(kind: str, kept: str, tmp_path: Pa
     other = "q4_0+nob" if kept == "q4_0+b" else kind.split("+")[0]
     with pytest.raises(InputError, match="cannot take over"):
         Session.restore(model("qwen2"), tmp_path / "s", ctk=other)
-
-
-def test_exact_first_tokens_are_refused_by_name(tmp_path: Path) -> None:
-    held = Session(model("llama"), ctk="q8_0", ctv="q8_0", sink=4)
-    held.extend(PROMPT[:10])
-    with pytest.raises(InputError, match="exact first tokens"):
-        held.save(tmp_path / "s")
-    assert not (tmp_path / "s").exists()

@@ -112,14 +112,17 @@ def test_layers_that_the_model_has_not_are_refused(minikv, model, policy):
     assert result.status == 1 and "first = 9: the model has 2 layers" in result.err
 
 
-@pytest.mark.parametrize(
-    ("args", "told"),
-    [
-        (["ppl", "--protocol", "pa"], "protocol pa takes none"),
-        (["run", "--session", "s"], "--session takes"),
-    ],
-)
-def test_what_cannot_have_exact_tokens_says_so(minikv, model, text, policy, args, told):
-    rest = ["-f", text] if args[0] == "ppl" else ["Hi"]
-    result = minikv(*args, *rest, "-m", model, "--kv-policy", policy)
-    assert result.status == 1 and told in result.err
+def test_the_published_protocol_takes_no_exact_tokens(minikv, model, text, policy):
+    result = minikv("ppl", "--protocol", "pa", "-f", text, "-m", model, "--kv-policy", policy)
+    assert result.status == 1 and "protocol pa takes none" in result.err
+
+
+def test_a_kept_conversation_keeps_its_policy(minikv, model, policy, tmp_path):
+    common = ["run", "--backend", "reference", "-m", model, "--session", tmp_path / "s", "--json"]
+    first, second = (
+        json.loads(minikv(*common, "-n", 3, *more, "Hi").out)["kv"]
+        for more in (["--kv-policy", policy], [])
+    )
+    for name in ("ctk", "ctv", "sink", "recent"):
+        assert second[name] == first[name]
+    assert first["recent"] == 8 and second["tokens"] > first["tokens"]

@@ -102,9 +102,13 @@ def test_what_cannot_be_kept_is_refused_before_the_model_is_loaded(minikv, tmp_p
         assert f"{path}: {why}" in result.err
 
 
-def test_exact_first_tokens_are_refused_at_once(minikv, tmp_path):
-    told = minikv("run", "--session", str(tmp_path / "new.kv"), "--kv-sink", "4", "hi")
-    assert told.status == 1 and "--kv-sink 4" in told.err and len(told.err.splitlines()) == 1
+def test_exact_first_tokens_stay_those_they_were(minikv, tiny):
+    given = ("--kv-sink", 4, "-ctk", "q4_0", "-ctv", "q4_0", "--json", "Yo")
+    kv = [json.loads(minikv(*tiny, *more).out)["kv"] for more in (given, ("--json", "Yo"))]
+    assert [(k["ctk"], k["sink"]) for k in kv] == [("q4_0", 4)] * 2
+    result = minikv(*tiny, "--kv-sink", 3, "Yo")
+    assert result.status == 1
+    assert "saved with 4 exact first tokens, behind which its pages begin" in result.err
 
 
 def test_a_file_of_another_model_or_of_none_is_refused_and_stays(minikv, tiny, kept, tmp_path):
