@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from engine.errors import InputError
+    from engine.kv.budget import Budget
     from engine.model.load import Model, load_model
     from engine.sampler import Sampler, SamplerSpec
     from engine.session import Session
 
 _HOMES = {
+    "Budget": "engine.kv.budget",
     "InputError": "engine.errors",
     "Model": "engine.model.load",
     "Sampler": "engine.sampler",
@@ -23,7 +25,7 @@ _HOMES = {
     "Session": "engine.session",
     "load_model": "engine.model.load",
 }
-__all__ = ["InputError", "Model", "Sampler", "SamplerSpec", "Session", "load_model"]
+__all__ = ["Budget", "InputError", "Model", "Sampler", "SamplerSpec", "Session", "load_model"]
 
 
 def __getattr__(name: str) -> Any:

@@ -152,8 +152,9 @@ class Ops(ABC):
         """
 
     def seal(self, layer: LayerCache) -> None:
-        """Pack the pages that are full."""
+        """Pack the pages that are full, and old ones into smaller types where a budget asks."""
         layer.seal()
+        layer.shrink()
 
     def recorded(self, body: Callable[[], Array]) -> Callable[[], np.ndarray]:
         """`body`, whose ops always have the same shapes, as something that can be called again and

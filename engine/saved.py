@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+from engine.kv.budget import Budget
 from engine.kv.snapshot import Snapshot
 from engine.model.decoder import Decoder
 
@@ -31,6 +33,14 @@ def check_model(saved: Snapshot, decoder: Decoder) -> None:
                 f"saved with another model: its {name} is {model.get(name)!r:.70}, this one's is "
                 f"{own!r:.70}"
             )
+
+
+def saved_budget(saved: Snapshot, asked: Budget | None, kept: bool) -> Budget | None:
+    """The budget to go on with: what is not asked for is as it was, smaller types if they are
+    `kept`."""
+    if saved.budget is None:
+        return asked
+    return replace(asked or Budget(saved.budget), kept=kept)
 
 
 def saved_contents(saved: Snapshot, n_vocab: int) -> tuple[list[int], dict[str, Any]]:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from engine.errors import InputError
+from engine.kv.budget import Budget
 from engine.kv.cache import CacheType
 from engine.kv.format import Side
 from engine.kv.formats import BF16, kv_format, side_type
 from engine.kv.policy import Policy
 from engine.kv.snapshot import open_snapshot, save_cache
-from engine.model.decoder import Decoder
+from engine.model.decoder import CHUNK, Decoder
 from engine.ops import Array
-from engine.saved import check_model, identity, saved_contents
-
-CHUNK = 512  # prompt tokens per forward pass: large enough to be a matrix product, small in memory
+from engine.saved import check_model, identity, saved_budget, saved_contents
 
 
 class Session:
@@ -27,7 +27,8 @@ class Session:
 
     `ctk` and `ctv` are KV cache types, by name or as a CacheType; the first `sink` tokens of named
     types stay exact.  Instead of these, `policy` says how each layer stores them.  `n_ctx` is the
-    most tokens the session can hold, by default the context the model was trained for.  Raises
+    most tokens the session can hold, by default the context the model was trained for.  With a
+    `budget` the cache stays within its bytes: the oldest pages are packed into its types.  Raises
     InputError for an unknown type or a number out of range.
     """
 
@@ -40,16 +41,21 @@ class Session:
         ctv: str | CacheType = "bf16",
         sink: int = 0,
         policy: Policy | None = None,
+        budget: Budget | None = None,
     ) -> None:
         limit = decoder.spec.n_ctx_train
         n_ctx = limit if n_ctx is None else n_ctx
         if not 0 < n_ctx <= limit:
             raise InputError(f"context of {n_ctx} tokens: the model takes 1 to {limit}")
-        types = (_cache_type(ctk, "k", sink), _cache_type(ctv, "v", sink))
+        n = len(decoder.spec.layers)
+        pairs = [(_cache_type(ctk, "k", sink), _cache_type(ctv, "v", sink))] * n
         if policy is not None:
-            types = policy.of_layers(len(decoder.spec.layers))
+            pairs = policy.of_layers(n)
         self.decoder, self.n_ctx = decoder, n_ctx
-        self.cache = decoder.new_cache(types, n_ctx)
+        nbytes = None
+        if budget is not None:
+            pairs, nbytes = [budget.types(*pair) for pair in pairs], budget.nbytes
+        self.cache = decoder.new_cache(pairs, n_ctx, nbytes)
         self.tokens: list[int] = []
         self.notes: dict[str, Any] = {}  # the caller's, JSON, saved with the session
 
@@ -64,11 +70,13 @@ class Session:
         ctv: str | CacheType | None = None,
         sink: int | None = None,
         policy: Policy | None = None,
+        budget: Budget | None = None,
     ) -> Session:
         """The session that `save` wrote, as if it had never left: what is not given is as it was.
 
         Types that are not the saved ones need pages of the same length; those are then packed anew.
-        `sink` can only be what it was, since pages begin behind the sinks.
+        `sink` can only be what it was, since pages begin behind the sinks.  Pages that a budget has
+        made smaller stay so.
 
         Raises InputError with one line if the file is damaged or of another version, or if the
         model, the context or the types do not fit.
@@ -85,6 +93,7 @@ class Session:
                 decoder,
                 n_ctx=saved.n_ctx if n_ctx is None else n_ctx,
                 policy=policy or Policy.by_layer(pairs),
+                budget=saved_budget(saved, budget, kept=policy is None),
             )
             session.tokens, session.notes = saved_contents(saved, decoder.spec.n_vocab)
             saved.fill(session.cache)
@@ -183,10 +192,12 @@ def _cache_type(kind: str | CacheType, side: Side, sink: int) -> CacheType:
 
 
 def _going_on(kind: str | CacheType | None, side: Side, saved: CacheType) -> CacheType:
-    """The type of a restored side: a named one has the sinks and the exact window of the saved."""
+    """The type of a restored side: a named one has the sinks, the exact window and the smaller type
+    of the saved."""
     if kind is None:
         return saved
     if isinstance(kind, CacheType):
         return kind
     found, tail = kv_format(side_type(kind, side)), saved.tail or BF16
-    return CacheType.of(found, saved.sink, tail, saved.recent)
+    new = CacheType.of(found, saved.sink, tail, saved.recent)
+    return new if new.format == saved.small else replace(new, small=saved.small)

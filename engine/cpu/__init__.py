@@ -17,7 +17,7 @@ from engine.cpu.attention import attend
 from engine.cpu.hadamard import hadamard
 from engine.cpu.kv_encode import ENCODERS, NONE_BAD, append
 from engine.cpu.kv_queries import note_queries
-from engine.cpu.kv_seal import has_verb, place, seal_pages
+from engine.cpu.kv_seal import has_verb, place, repack_page, seal_pages
 from engine.cpu.kv_seal_tokens import seal_tokens
 from engine.cpu.kv_verbs import supported
 from engine.cpu.layouts import LAYOUTS
@@ -28,6 +28,7 @@ from engine.cpu.team import Program, Team
 from engine.errors import InputError
 from engine.kv.cache import CacheType, LayerCache, SideCache, pack_tail
 from engine.kv.format import TokenFormat
+from engine.kv.side_cache import encode_small
 from engine.ops import KeyBias, Ops, not_finite
 from engine.reference import dequantize
 
@@ -128,7 +129,8 @@ class CpuOps(Ops):
         return Products(self._team, self._recording.pool)
 
     def supports(self, kind: CacheType) -> bool:
-        return supported(kind.format) and kind.open_format.name in ENCODERS
+        stored = (kind.format, kind.small or kind.format)
+        return all(map(supported, stored)) and kind.open_format.name in ENCODERS
 
     def embed(self, weight: Matrix | Table, ids: np.ndarray) -> np.ndarray:
         recording = self._recording
@@ -230,6 +232,7 @@ class CpuOps(Ops):
 
     def seal(self, layer: LayerCache) -> None:
         layer.seal(self._pack)
+        layer.shrink(self._repack)
 
     def _pack(self, side: SideCache, page: np.ndarray) -> None:
         kind, recording = side.type, self._recording
@@ -244,3 +247,11 @@ class CpuOps(Ops):
         else:
             seal_tokens(*where, side.head_dim, page)
         place(recording.program, page, side.table, len(side.pages))
+
+    def _repack(self, side: SideCache, page: np.ndarray, small: np.ndarray) -> None:
+        self.finish()  # what came before reads the page as it is
+        recording = self._recording
+        if repack_page(recording.program, recording.pool, self.threads, side, page, small):
+            self.finish()
+        else:
+            encode_small(side, page, small)

@@ -47,9 +47,9 @@ _HEADS, _KV_HEADS, _DIM, _TOKENS, _START, _PENDING, _WINDOW, _SPAN, _BLOCK, _PAR
     1, 12
 )
 _QUERIES, _OUT, _FACTORS, _PARTIAL, _PARTIAL_NBYTES, _SCRATCH, _SCRATCH_NBYTES = range(12, 19)
-_SINK, _K, _V, _BIAS, _BIAS_NBYTES = 19, 20, 38, 56, 65
-_PAGE, _TABLE, _PACKED, _OPEN, _SINKS, _RECENT = 0, 1, 2, 7, 12, 17
-_VERB, _NBYTES, _PARAMETER = 0, 1, 2  # of _PACKED, _OPEN and _SINKS
+_SINK, _K, _V, _BIAS, _BIAS_NBYTES = 19, 20, 44, 68, 77
+_PAGE, _TABLE, _SHRUNK, _PACKED, _OPEN, _SINKS, _SMALL, _RECENT = 0, 1, 2, 3, 8, 13, 18, 23
+_VERB, _NBYTES, _PARAMETER = 0, 1, 2  # of _PACKED, _OPEN, _SINKS and _SMALL
 
 
 @inlined
@@ -60,12 +60,14 @@ def _cached(plan):
 
 @inlined
 def _stored(plan, side, index):
-    """Where the fields of page `index` begin: packed, open or sinks."""
+    """Where the fields of page `index` begin: packed, smaller, open or sinks."""
     if index < 0:
         return side + _SINKS
     # no page is packed between the queries: the newest tokens and what shares their pages are open
     first_open = (_cached(plan) - 1 - field(plan, side + _RECENT)) // field(plan, side + _PAGE)
-    return side + (_OPEN if index >= first_open else _PACKED)
+    if index >= first_open:
+        return side + _OPEN
+    return side + (_SMALL if index < load_i64(field(plan, side + _SHRUNK)) else _PACKED)
 
 
 @inlined
@@ -262,6 +264,7 @@ def attend(
     scratch = pool.take((threads, -(-needed // 64) * 64), np.uint8)
     factors = np.array([scale, softcap], np.float32)
     program.hold(factors, layer.count.position, layer.k.table, layer.v.table)
+    program.hold(layer.k.shrunk, layer.v.shrunk)
     start, pending = layer.count.position.ctypes.data, layer.count.pending - sink
     fields = (
         heads, kv_heads, dim, tokens, start, pending, layer.window or 0, span, block, parts, part,
@@ -284,8 +287,9 @@ def _side_fields(side: SideCache) -> tuple[int, ...]:
         (kind.format, kind.page_tokens),
         (kind.open_format, kind.page_tokens),
         (kind.sink_format if kind.sink else kind.open_format, kind.sink),
+        (kind.small or kind.format, kind.page_tokens),
     ]
-    fields = [kind.page_tokens, side.table.ctypes.data]
+    fields = [kind.page_tokens, side.table.ctypes.data, side.shrunk.ctypes.data]
     for stored, tokens in forms:
         verbs = page_verbs(stored, tokens, side.head_dim)
         verb = verbs.score if side.side == "k" else verbs.mix

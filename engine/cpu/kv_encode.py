@@ -286,12 +286,14 @@ def append(
     kind, dim = side.type, side.head_dim
     # the tokens are all sinks or none is
     stored, size, table, before = kind.open_format, kind.page_tokens, side.table, kind.sink
+    most = kind.limit
     if side.in_sink:
         stored, size, table, before = kind.sink_format, kind.sink, side.sink_table, 0
+        most = stored.limit
     tokens, heads, _ = x.shape
     padded = -(-dim // stored.block) * stored.block
     scratch = pool.take((threads, padded))
-    limit, bad = np.array([stored.limit], np.float32), np.array([NONE_BAD], np.int64)
+    limit, bad = np.array([most], np.float32), np.array([NONE_BAD], np.int64)
     program.hold(limit, bad, side.table, side.count.position)
     program.add(
         _APPEND, -(-tokens // SHARE),

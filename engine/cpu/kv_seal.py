@@ -22,6 +22,7 @@ from engine.cpu import kv_seal_waterfill
 from engine.cpu.jit import Verb, field, kernel
 from engine.cpu.kv_decode import DECODERS
 from engine.cpu.kv_ranges import MINIMA, NORMS
+from engine.cpu.kv_seal_tokens import seal_tokens
 from engine.cpu.kv_tail import decode_rows, key_step, row_stride, value_step
 from engine.cpu.memory import Pool
 from engine.cpu.planes import pack_set
@@ -46,10 +47,10 @@ from engine.cpu.simd import (
     zeros,
 )
 from engine.cpu.team import Program
-from engine.kv.cache import CacheType
-from engine.kv.format import Side
+from engine.kv.cache import CacheType, SideCache
+from engine.kv.format import Side, TokenFormat
 from engine.kv.formats.channels import LEAST_NORM, LEAST_RESTORED, ChannelFormat, padded_dim
-from engine.kv.formats.floats import F16_MAX
+from engine.kv.formats.floats import F16_MAX, F32
 from engine.kv.formats.scales import F16_TINY
 from engine.kv.formats.waterfill import WaterFilledFormat, group_channels
 from engine.kv.queries import QueryPower
@@ -299,6 +300,35 @@ def seal_pages(
         tail.ctypes.data, tail.strides[0], pages.ctypes.data, pages.strides[0],
         scratch.ctypes.data, scratch.strides[0], *arguments,
     )  # fmt: skip
+
+
+def repack_page(
+    program: Program,
+    pool: Pool,
+    threads: int,
+    side: SideCache,
+    page: np.ndarray,
+    small: np.ndarray,
+) -> bool:
+    """Pack the side's `page` into `small`, uint8 [kv_heads, bytes], if there is a verb for it.
+
+    Equal to `engine.kv.side_cache.encode_small`.
+    """
+    kind, stored = side.type, side.type.format
+    assert kind.small is not None
+    rows = page
+    if not isinstance(stored, TokenFormat):
+        values = stored.decode(page, side.head_dim, side.side)
+        stored, rows = F32, F32.encode(values, side.side)
+    as_tail = CacheType(kind.small, kind.page_tokens, stored)
+    if not (has_verb(as_tail) or isinstance(kind.small, TokenFormat)):
+        return False
+    program.hold(rows, small)
+    if has_verb(as_tail):
+        seal_pages(program, pool, threads, as_tail, rows, side.side, side.head_dim, small)
+    else:
+        seal_tokens(program, pool, threads, as_tail, rows, side.head_dim, small)
+    return True
 
 
 def place(program: Program, page: np.ndarray, table: np.ndarray, index: int) -> None:

@@ -9,13 +9,16 @@ form of all earlier pages and the exact form of its own, however the prompt was 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from engine.errors import InputError
 from engine.kv.cache_type import CacheType
-from engine.kv.side_cache import Count, Packer, SideCache, pack_tail
+from engine.kv.side_cache import Count, Packer, Repacker, SideCache, encode_small, pack_tail
+
+if TYPE_CHECKING:
+    from engine.kv.budget import Share
 
 
 class LayerCache:
@@ -38,6 +41,7 @@ class LayerCache:
         self.k = SideCache("k", types[0], kv_heads, head_dim, n_ctx, self.count)
         self.v = SideCache("v", types[1], kv_heads, head_dim, n_ctx, self.count)
         self.window, self.index, self.n_ctx = window, index, n_ctx
+        self.share: Share | None = None  # of a budget
 
     @property
     def n(self) -> int:
@@ -48,10 +52,11 @@ class LayerCache:
         return self.k.nbytes + self.v.nbytes
 
     def segments(self, tokens: int) -> Iterator[slice]:
-        """Cut `tokens` new tokens where a tail is full; the cache advances between the cuts."""
+        """Cut `tokens` new tokens where a tail is full, or any page if the layer has a share of a
+        budget; the cache advances between the cuts."""
         start = 0
         while start < tokens:
-            rooms = (side.room() for side in (self.k, self.v))
+            rooms = (side.room(self.share is not None) for side in (self.k, self.v))
             size = min([tokens - start, *(room for room in rooms if room is not None)])
             yield slice(start, start + size)
             start += size
@@ -62,13 +67,24 @@ class LayerCache:
         self.v.open_pages(tokens)
 
     def full(self) -> bool:
-        """Whether a page of either side is to be packed."""
-        return 0 in (self.k.room(), self.v.room())
+        """Whether a page of either side is to be packed, or is full if the layer has a share."""
+        return any(side.due(self.share is not None) for side in (self.k, self.v))
 
     def seal(self, pack: Packer = pack_tail) -> None:
         """Pack full pages."""
         self.k.seal(pack)
         self.v.seal(pack)
+
+    def must_shrink(self, k: int, v: int) -> tuple[int, int]:
+        """How many of the oldest pages of keys and values a budget wants small, at least k and
+        v."""
+        return (k, v) if self.share is None else self.share.shrunk(self.n, k, v)
+
+    def shrink(self, repack: Repacker = encode_small) -> None:
+        """Let old pages become smaller where a budget asks for it."""
+        k, v = self.must_shrink(int(self.k.shrunk[0]), int(self.v.shrunk[0]))
+        self.k.shrink(k, repack)
+        self.v.shrink(v, repack)
 
     def evict(self, since: int) -> None:
         """Free the pages that no later query can see, if there are full ones beyond token `since`.
@@ -85,11 +101,19 @@ class LayerCache:
 class KVCache:
     """The cache of one sequence: `layers` in order, all with the same number of tokens.
 
+    With a `budget` of so many bytes, `capacity` is the most tokens that fit it and the context.
     `recorded` is what was recorded to run on this cache.
     """
 
-    def __init__(self, layers: list[LayerCache], n_ctx: int) -> None:
-        self.layers, self.n_ctx = layers, n_ctx
+    def __init__(
+        self,
+        layers: list[LayerCache],
+        n_ctx: int,
+        budget: int | None = None,
+        capacity: int | None = None,
+    ) -> None:
+        self.layers, self.n_ctx, self.budget = layers, n_ctx, budget
+        self.capacity = n_ctx if capacity is None else capacity
         self._sinks = [layer.k.type.sink for layer in layers if layer.k.type.sink]
         self.recorded: dict[Any, Any] = {}
 
@@ -146,4 +170,10 @@ class KVCache:
             raise InputError(
                 f"context full: {self.n} tokens cached and {tokens} more exceed the context of "
                 f"{self.n_ctx}; raise -c or shorten the prompt"
+            )
+        if self.n + tokens > self.capacity:
+            raise InputError(
+                f"KV budget full: {self.n} tokens cached and {tokens} more exceed the "
+                f"{self.capacity} that fit {self.budget} bytes; raise --kv-budget, choose smaller "
+                "types or shorten the prompt"
             )

@@ -18,8 +18,9 @@ class CacheType:
 
     `tail` is None for tokens that are packed as they arrive.  The first `sink` tokens stay exact,
     and a page is packed when `recent` tokens stand behind it, so at least so many of the newest
-    are in the tail.  Raises InputError for more sinks than a page has tokens, a negative `recent`,
-    and one without a tail.
+    are in the tail.  `small` is what the oldest pages are packed into when a budget is full, None
+    if they stay.  Raises InputError for more sinks than a page has tokens, a negative `recent`, and
+    one without a tail, or small pages of another length.
     """
 
     format: KVFormat
@@ -28,6 +29,7 @@ class CacheType:
     sink: int = 0
     modifiers: Modifiers = PLAIN
     recent: int = 0
+    small: KVFormat | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.sink <= self.page_tokens:
@@ -36,6 +38,12 @@ class CacheType:
             )
         if self.recent < 0 or (self.recent and self.tail is None):
             raise InputError(f"{self.recent} exact newest tokens: they need a tail, and 0 or more")
+        small = self.small
+        if small is not None and small.page_tokens not in (None, self.page_tokens):
+            raise InputError(
+                f"{small.name}: its pages have {small.page_tokens} tokens, those of "
+                f"{self.format.name} {self.page_tokens}"
+            )
 
     @classmethod
     def of(
@@ -73,12 +81,19 @@ class CacheType:
         return kind if isinstance(kind, Float | BFloat16) else BF16
 
     @property
+    def limit(self) -> float:
+        """The largest magnitude whose stored form is surely finite, now and in a smaller type."""
+        limit = self.open_format.limit
+        return min(limit, self.small.limit) if isinstance(self.small, TokenFormat) else limit
+
+    @property
     def tail_pages(self) -> int:
         """The most pages that wait in the tail at once."""
         return 1 + -(-self.recent // self.page_tokens)
 
     def sealed(self, paged: int) -> int:
-        """How many pages a tail has given off when there are `paged` tokens behind the sinks."""
+        """How many full pages do not wait in a tail when there are `paged` tokens behind the
+        sinks."""
         return max(0, paged - self.recent) // self.page_tokens
 
     def weighs(self, side: Side) -> bool:

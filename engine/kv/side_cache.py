@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 
 from engine.kv.cache_type import CacheType
-from engine.kv.format import Side
+from engine.kv.format import KVFormat, Side
 from engine.kv.queries import QueryPower
 from engine.kv.tail import Tail, aligned
 
@@ -60,7 +60,15 @@ def pack_tail(side: SideCache, page: np.ndarray) -> None:
     side.table[len(side.pages)] = page.ctypes.data
 
 
+def encode_small(side: SideCache, page: np.ndarray, small: np.ndarray) -> None:
+    """Pack what the side's `page` holds into `small`, both uint8 [kv_heads, bytes]."""
+    assert side.type.small is not None
+    values = side.type.format.decode(page, side.head_dim, side.side)
+    small[:] = side.type.small.encode(values, side.side)
+
+
 Packer = Callable[["SideCache", np.ndarray], None]
+Repacker = Callable[["SideCache", np.ndarray, np.ndarray], None]
 
 
 class SideCache:
@@ -79,6 +87,8 @@ class SideCache:
         # evicted pages
         self.sink_table = np.zeros(1 + -(-n_ctx // kind.page_tokens), np.int64)
         self.table = self.sink_table[1:]
+        # how many of the oldest pages are in the smaller type; recorded programs read it, too
+        self.shrunk = np.zeros(1, np.int64)
         self._tail = Tail(kind, side, kv_heads, head_dim)
         self._sink: np.ndarray | None = None
 
@@ -102,12 +112,14 @@ class SideCache:
         held = sum(page.nbytes for page in self.pages if page is not None)
         return held + self._tail.nbytes + (0 if self._sink is None else self._sink.nbytes)
 
-    def room(self) -> int | None:
+    def room(self, every_page: bool) -> int | None:
         """Tokens that fit before the sinks are full or a page of the tail is to be packed; pages of
-        token formats without a tail have no such end."""
+        token formats without a tail have such an end if `every_page` has."""
         kind = self.type
         if self.in_sink:
             return kind.sink - self.n
+        if kind.tail is None and every_page:
+            return kind.page_tokens - self.paged % kind.page_tokens
         if kind.tail is None:
             return None
         return (len(self.pages) + 1) * kind.page_tokens + kind.recent - self.paged
@@ -178,15 +190,45 @@ class SideCache:
         every = self.queries
         return None if every is None else every.page(len(self.pages), self.type.page_tokens)
 
+    def due(self, every_page: bool) -> bool:
+        """Whether a page of the tail is to be packed; with `every_page`, whether a page of a token
+        format has just become full, too."""
+        if self.type.tail is None:
+            return every_page and self.paged > 0 and self.paged % self.type.page_tokens == 0
+        return self.room(every_page) == 0
+
     def seal(self, pack: Packer) -> None:
         """Pack the oldest page of the tail if it is time.  Sealed pages never change."""
         kind = self.type
-        if self.room() != 0:
+        if not self.due(False):
             return
         nbytes = kind.format.page_nbytes(kind.page_tokens, self.head_dim)
         page = aligned((self.kv_heads, nbytes))
         pack(self, page)
         self.pages.append(page)
+
+    def form(self, index: int) -> KVFormat:
+        """What page `index` is packed in, if it is not the tail."""
+        small = self.type.small
+        return small if small is not None and index < self.shrunk[0] else self.type.format
+
+    def shrink(self, pages: int, repack: Repacker = encode_small) -> None:
+        """Let the oldest `pages` pages be in the smaller type.  A page is repacked once."""
+        for index in range(int(self.shrunk[0]), pages):
+            if self.pages[index] is not None:
+                self._shrink_page(index, repack)
+            self.shrunk[0] = index + 1
+
+    def _shrink_page(self, index: int, repack: Repacker) -> None:
+        page, small = self.pages[index], self.type.small
+        assert page is not None and small is not None
+        new = aligned((self.kv_heads, small.page_nbytes(self.type.page_tokens, self.head_dim)))
+        repack(self, page, new)
+        address, shrunk = new.ctypes.data, index + 1
+        # plain stores, between which no interruption falls
+        self.pages[index] = new
+        self.table[index] = address
+        self.shrunk[0] = shrunk
 
     def page_start(self, token: int) -> int:
         """The first token of the page that holds `token`."""
@@ -200,7 +242,7 @@ class SideCache:
             parts.append(self.type.sink_format.decode(self.sinks, self.head_dim, self.side))
         for index in range(max(0, start - sink) // size, -(-self.paged // size)):
             if index < len(self.pages):
-                page, stored = self.pages[index], self.type.format
+                page, stored = self.pages[index], self.form(index)
             else:
                 page, stored = self._tail[index], self.type.open_format
             assert page is not None, "an evicted page was read"
@@ -230,11 +272,14 @@ class SideCache:
 
         Where packed pages would have to be exact again the values are gone: that is inside a page,
         so a page format falls back to its start, or with `recent` anywhere before, so that nothing
-        but the sinks can be kept.
+        but the sinks can be kept.  Pages of token formats without a tail fall back when they have
+        become smaller.
         """
         kind, paged = self.type, n - self.type.sink
-        if kind.tail is None or paged <= 0:
+        if paged <= 0:
             return n
+        if kind.tail is None:
+            return n if paged >= self.shrunk[0] * kind.page_tokens else self.page_start(n)
         # pages that have been packed may still be in the tail's memory
         if all(map(self._tail.holds, range(kind.sealed(paged), -(-paged // kind.page_tokens)))):
             return n
@@ -245,18 +290,21 @@ class SideCache:
         paged = max(0, n - self.type.sink)
         if self.type.tail is None:
             del self.pages[-(-paged // self.type.page_tokens) :]
-            return
-        del self.pages[self.type.sealed(paged) :]
-        self._open_tail(len(self.pages), paged)
+        else:
+            del self.pages[self.type.sealed(paged) :]
+            self._open_tail(len(self.pages), paged)
+        self.shrunk[0] = min(self.shrunk[0], len(self.pages))
 
-    def lay_out(self, evicted: int, sinks_evicted: bool) -> None:
-        """In an empty side, make the pages of the tokens counted, the first `evicted` gone."""
+    def lay_out(self, evicted: int, sinks_evicted: bool, shrunk: int) -> None:
+        """In an empty side, make the pages of the tokens counted, the first `evicted` gone and the
+        first `shrunk` small."""
         kind = self.type
         if self.n and kind.sink and not sinks_evicted:
             self._open_sinks()
-        nbytes = kind.format.page_nbytes(kind.page_tokens, self.head_dim)
         self.pages += [None] * evicted
-        for _ in range(evicted, kind.sealed(self.paged)):
+        self.shrunk[0] = shrunk
+        for index in range(evicted, kind.sealed(self.paged)):
+            nbytes = self.form(index).page_nbytes(kind.page_tokens, self.head_dim)
             self._place(aligned((self.kv_heads, nbytes)))
         if kind.tail is not None:
             self._open_tail(len(self.pages), self.paged)

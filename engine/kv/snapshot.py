@@ -3,12 +3,13 @@
     "minikvkv" | version u32 | size u32 | header, JSON [size] | sha256 | pages | sha256
 
 Integers are little-endian, and a digest covers everything before it.  The header has `n` tokens,
-`n_ctx`, `about` (what the caller says of the sequence) and `layers`: sizes and, per side, the type
-with the version of its bytes, the page length, the tail's type, sinks and window, and what is
-evicted.  Layer by layer, keys before values, follow: of the sinks' page the rows in use, the packed
-pages that are held, each uint8 [kv_heads, bytes] as in memory, of the open pages the rows in use
-and, for keys that weigh their queries, those tokens' rows, float32 [tokens, kv_heads, head_dim].
-The file is as long as the header says.
+`n_ctx`, `budget` in bytes or null, `about` (what the caller says of the sequence) and `layers`:
+sizes and, per side, the type with the version of its bytes, the page length, the tail's type, sinks
+and window, what is evicted, and the smaller type with the number of oldest pages that are in it.
+Layer by layer, keys before values, follow: of the sinks' page the rows in use, the packed pages
+that are held, each uint8 [kv_heads, bytes] as in memory, of the open pages the rows in use and, for
+keys that weigh their queries, those tokens' rows, float32 [tokens, kv_heads, head_dim].  The file
+is as long as the header says.
 
 The digests find damage; they do not prove who wrote the file.
 """
@@ -35,7 +36,7 @@ from engine.kv.formats import kv_format
 from engine.kv.policy import Types
 from engine.kv.stored import StoredSide, count, views
 
-VERSION = 2  # the first knew neither sinks nor windows
+VERSION = 2  # the first knew no sinks, no windows and no budget
 _MAGIC = b"minikvkv"
 _START = Struct("<8sII")
 _DIGEST_NBYTES = hashlib.sha256().digest_size
@@ -49,7 +50,10 @@ def save_cache(path: str | Path, cache: KVCache, about: Mapping[str, Any]) -> No
     interruption leaves it as it was.  Raises InputError if the file cannot be written.
     """
     layers = [_layer_entry(layer) for layer in cache.layers]
-    header = {"n": cache.n, "n_ctx": cache.n_ctx, "about": about, "layers": layers}
+    header = {
+        "n": cache.n, "n_ctx": cache.n_ctx, "budget": cache.budget, "about": about,
+        "layers": layers,
+    }  # fmt: skip
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(_START.size + len(text) + _DIGEST_NBYTES) % _ALIGNMENT)
     with _replacing(Path(path)) as file:
@@ -113,7 +117,7 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
 class Snapshot:
     """A file that is open for reading: its header is whole, its pages are not read yet.
 
-    `types` are those of each layer's keys and values.
+    `types` are those of each layer's keys and values; `budget` is in bytes or None.
     """
 
     def __init__(self, path: str | Path, file: IO[bytes]) -> None:
@@ -124,6 +128,7 @@ class Snapshot:
         try:
             header = json.loads(text)
             self.n, self.n_ctx = count(header["n"]), count(header["n_ctx"])
+            self.budget = header.get("budget") and count(header["budget"])
             self.about: dict[str, Any] = dict(header["about"])
             self._layers: list[dict[str, Any]] = header["layers"]
             self._saved = [self._side(layer, name) for layer in self._layers for name in ("k", "v")]
@@ -160,6 +165,11 @@ class Snapshot:
             raise self.refused(
                 f"it holds {self.n} tokens, more than the context of {cache.n_ctx}; raise -c"
             )
+        if self.n > cache.capacity:
+            raise self.refused(
+                f"it holds {self.n} tokens, more than the {cache.capacity} that fit a KV budget of "
+                f"{cache.budget} bytes"
+            )
         self._check_sizes(cache)
         pairs = list(zip(_sides(cache), self._saved, strict=True))
         for side, saved in pairs:
@@ -167,8 +177,8 @@ class Snapshot:
         self._check_length(sum(saved.nbytes(side, self.n) for side, saved in pairs))
         for layer in cache.layers:
             layer.count.settle(self.n)
-        for side, saved in pairs:
-            self._fill_side(side, saved)
+        for layer, *saved in zip(cache.layers, self._saved[::2], self._saved[1::2], strict=True):
+            self._fill_layer(layer, *saved)
         self._check_digest("pages")
 
     def _header(self) -> bytes:
@@ -241,8 +251,17 @@ class Snapshot:
         if saved.evicted > want.sealed(self.n - want.sink):
             raise self.refused(f"pages are missing that {want.recent} exact newest tokens need")
 
-    def _fill_side(self, side: SideCache, saved: StoredSide) -> None:
-        side.lay_out(saved.evicted, saved.sinks_evicted)
+    def _fill_layer(self, layer: LayerCache, *both: StoredSide) -> None:
+        sides = layer.k, layer.v
+        shrunk = (
+            min(saved.shrunk, s.type.sealed(s.paged)) if s.type.small else 0
+            for s, saved in zip(sides, both, strict=True)
+        )
+        for side, saved, small in zip(sides, both, layer.must_shrink(*shrunk), strict=True):
+            self._fill_side(side, saved, small)
+
+    def _fill_side(self, side: SideCache, saved: StoredSide, shrunk: int) -> None:
+        side.lay_out(saved.evicted, saved.sinks_evicted, shrunk)
         have, want = saved.forms(self.n), StoredSide.of(side).forms(self.n)
         for view, (old, tokens), (new, _) in zip(views(side), have, want, strict=True):
             nbytes = side.kv_heads * old.page_nbytes(tokens, side.head_dim)

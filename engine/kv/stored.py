@@ -18,15 +18,18 @@ FindFormat = Callable[[str, int], Any]  # by name and layout
 
 @dataclass(frozen=True)
 class StoredSide:
-    """A side's type, how many of its pages are evicted, and whether its sinks are."""
+    """A side's type, how many of its pages are evicted, and whether its sinks are, and how many of
+    its oldest pages are small."""
 
     type: CacheType
     evicted: int
     sinks_evicted: bool
+    shrunk: int
 
     @classmethod
     def of(cls, side: SideCache) -> StoredSide:
-        return cls(side.type, sum(page is None for page in side.pages), side.sinks_evicted)
+        evicted = sum(page is None for page in side.pages)
+        return cls(side.type, evicted, side.sinks_evicted, int(side.shrunk[0]))
 
     def entry(self) -> dict[str, Any]:
         """The side's part of a header, JSON."""
@@ -41,6 +44,9 @@ class StoredSide:
             "sink": kind.sink,
             "sinks_evicted": self.sinks_evicted,
             "recent": kind.recent,
+            "small": kind.small and kind.small.name,
+            "small_layout": kind.small and kind.small.layout,
+            "shrunk": self.shrunk,
         }
 
     @classmethod
@@ -52,17 +58,21 @@ class StoredSide:
         tail = entry["tail"] and find(entry["tail"], entry["tail_layout"])
         found = find(entry["type"], entry["layout"])
         plain = replace(found, modifiers=PLAIN)
-        # the first version knew neither sinks nor windows
+        # the first version knew no sinks, no windows and no small pages
         size = count(entry["page_tokens"])
-        sink, recent = (count(entry.get(name, 0)) for name in ("sink", "recent"))
-        kind = CacheType(plain, size, tail, sink, found.modifiers, recent)
-        stored = cls(kind, count(entry["evicted"]), flag(entry.get("sinks_evicted", False)))
+        sink, recent, shrunk = (count(entry.get(name, 0)) for name in ("sink", "recent", "shrunk"))
+        small = entry.get("small") and find(entry["small"], entry["small_layout"])
+        kind = CacheType(plain, size, tail, sink, found.modifiers, recent, small)
+        sinks_evicted = flag(entry.get("sinks_evicted", False))
+        stored = cls(kind, count(entry["evicted"]), sinks_evicted, shrunk)
         own = kind.format.page_tokens
         if not (
             isinstance(kind.tail or kind.format, TokenFormat)
             and kind.page_tokens == (own or kind.page_tokens) > 0
         ):
             raise ValueError(entry)
+        if shrunk > (0 if small is None else kind.sealed(n - sink)):
+            raise ValueError("small pages that are not there")
         lost = sink * stored.sinks_evicted + stored.evicted * size
         around = sink > 0 and stored.evicted > 0 and not stored.sinks_evicted
         if around or lost > (0 if window is None else max(0, n - count(window) + 1)):
@@ -75,7 +85,9 @@ class StoredSide:
         if kind.sink and n and not self.sinks_evicted:
             forms.append((kind.sink_format, min(n, kind.sink)))
         size, tokens = kind.page_tokens, self.open_tokens(n)
-        forms += [(kind.format, size)] * (tokens.start // size - self.evicted)
+        for index in range(self.evicted, tokens.start // size):
+            small = kind.small if index < self.shrunk else None
+            forms.append((small or kind.format, size))
         return forms + [(kind.open_format, min(size, tokens.stop - i)) for i in tokens[::size]]
 
     def open_tokens(self, n: int) -> range:

@@ -12,6 +12,7 @@ import numpy as np
 
 from engine.checkpoint import Checkpoint
 from engine.errors import InputError
+from engine.kv.budget import allot
 from engine.kv.cache import CacheType, KVCache, LayerCache
 from engine.kv.formats import FLOATS
 from engine.kv.policy import Types, by_layer
@@ -20,6 +21,7 @@ from engine.model.spec import AttentionSpec, LayerSpec, ModelSpec, RopeSpec
 from engine.model.weights import Weights, bind
 from engine.ops import Array, KeyBias, Ops, Weight
 
+CHUNK = 512  # tokens per forward pass: large enough to be a matrix product, small in memory
 ROPE_POSITIONS = 2048  # in the first rotation tables
 
 
@@ -36,10 +38,13 @@ class Decoder:
         self._rope_tables: dict[RopeSpec, Array] = {}
         self._rope_positions = 0
 
-    def new_cache(self, types: Types | Sequence[Types], n_ctx: int) -> KVCache:
+    def new_cache(
+        self, types: Types | Sequence[Types], n_ctx: int, budget: int | None = None
+    ) -> KVCache:
         """An empty cache for one sequence of at most `n_ctx` tokens, keys and values stored as
-        `types`, one pair or a pair per layer.  Raises InputError for a type that this backend
-        cannot attend to, or that a model without such a bias cannot have."""
+        `types`, one pair or a pair per layer, in at most `budget` bytes.  Raises InputError for a
+        type that this backend cannot attend to, or that a model without such a bias cannot have,
+        and for a budget too small."""
         pairs = by_layer(types, len(self.spec.layers))
         for pair in dict.fromkeys(pairs):
             self._check_types(*pair)
@@ -51,7 +56,9 @@ class Decoder:
             seen = n_ctx if a.window is None else min(n_ctx, a.window)
             of_layer = of_layer[0].within(seen), of_layer[1].within(seen)
             layers.append(LayerCache(of_layer, *shape, len(layers), position))
-        return KVCache(layers, n_ctx)
+        if budget is None:
+            return KVCache(layers, n_ctx)
+        return KVCache(layers, n_ctx, budget, allot(layers, budget, n_ctx, CHUNK))
 
     def _check_types(self, k: CacheType, v: CacheType) -> None:
         for kind in (k, v):
@@ -232,7 +239,8 @@ def _stored(kind: CacheType, weights: Mapping[str, Weight]) -> CacheType:
     asked = kind.modifiers.bias
     bias = None
     if _separable(weights):
-        bias = True if asked is None and kind.format not in FLOATS else asked
+        quantized = any(f not in FLOATS for f in (kind.format, kind.small) if f is not None)
+        bias = True if asked is None and quantized else asked
     return replace(kind, modifiers=replace(kind.modifiers, bias=bias))
 
 

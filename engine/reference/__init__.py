@@ -105,7 +105,7 @@ class ReferenceOps(Ops):
         for side, x in ((layer.k, k), (layer.v, v)):
             # no comparison holds for a NaN
             kind = side.type
-            limit = (kind.sink_format if side.in_sink else kind.open_format).limit
+            limit = kind.sink_format.limit if side.in_sink else kind.limit
             bad = np.flatnonzero(~(np.abs(x) <= limit).all(axis=(1, 2)))
             if bad.size:
                 raise not_finite(layer.index, side, side.n + int(bad[0]))

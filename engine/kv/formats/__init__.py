@@ -46,6 +46,9 @@ BEST: dict[str, dict[Side, str]] = {
 """Names of the pair that was measured to lose least within 3.5 and within 2.8 bits per value, keys
 and values together; `docs/results/best.md` has the table."""
 
+SMALL = (ALL_KV_FORMATS["int3wf"], ALL_KV_FORMATS["int2wf"])
+"""What pages of other types become when memory is short, unless a type is named."""
+
 KV_TYPES = (
     f"{', '.join(f.name for f in _PLAIN)}, int{{2-8}}nsep[-sym][-raw][:PAGE], "
     "int{2-8}pchan[-asym][:PAGE], int{2-8}row[-asym], int{2-4}wf[q][:PAGE], "
