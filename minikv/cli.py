@@ -20,6 +20,9 @@ from minikv.kld import app as kld
 from minikv.options import (
     BackendOption,
     BosOption,
+    BudgetCtkOption,
+    BudgetCtvOption,
+    BudgetOption,
     ChunksOption,
     CtkOption,
     CtvOption,
@@ -114,6 +117,7 @@ Examples:
   minikv run < question.txt                   the prompt is stdin
   minikv run -m qwen2.5-coder-1.5b -ctk int3nsep -ctv int3nsep --temp 0 "..."
   minikv run -m gemma3-270m "Once upon a time"
+  minikv run --kv-budget 200M -c 32768 -m qwen2.5-coder-1.5b < long.txt
   minikv run --session rivers.kv "Name three rivers."
   minikv run --session rivers.kv "Which of them is the longest?"
   minikv run --json -n 32 "Name three rivers." | jq .timings
@@ -137,6 +141,9 @@ def _run(
     ctv: CtvOption = "bf16",
     sink: SinkOption = 0,
     policy: PolicyOption = None,
+    kv_budget: BudgetOption = None,
+    budget_ctk: BudgetCtkOption = None,
+    budget_ctv: BudgetCtvOption = None,
     n_ctx: Annotated[
         int | None,
         typer.Option("-c", "--ctx-size", help="Context in tokens.  [default: the model's]"),
@@ -170,7 +177,7 @@ def _run(
             "--session",
             metavar="FILE",
             help="Go on with the conversation in FILE, and keep it there at the end; -c, -ctk, "
-            "-ctv and --kv-sink stay as in FILE where not given.",
+            "-ctv, --kv-sink and --kv-budget stay as in FILE where not given.",
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -184,11 +191,14 @@ def _run(
     """
     from engine import SamplerSpec
     from minikv.keeping import Keeping
-    from minikv.run import Answering, ModelChoice, run
+    from minikv.run import Answering, ModelChoice, budget_of, run
 
     stored = kv_policy(context, policy)
     sampling = SamplerSpec(temp, top_k, top_p, min_p, repeat_penalty, seed)
-    choice = ModelChoice(model, ctk, ctv, n_ctx, threads, backend, sink, stored, pin)
+    budget = budget_of(kv_budget, budget_ctk, budget_ctv)
+    choice = ModelChoice(
+        model, ctk, ctv, n_ctx, threads, backend, sink, stored, pin=pin, budget=budget
+    )
     answering = Answering(sampling, limit, system, raw)
     keeping = Keeping(session, *(_given(context, name) for name in ("ctk", "ctv", "sink")))
     if prompt is not None or not sys.stdin.isatty():

@@ -25,7 +25,8 @@ class Generation:
 
     Afterwards `tokens` are the ids generated, the one that ended the answer not among them, `text`
     their text, and `finish` why it ended: "stop" the model was done, "length" the limit, "context"
-    no room left, "interrupted" by `stop`.  Seconds count the model and the sampler, not the reader.
+    no room left, there or in the budget, "interrupted" by `stop`.  Seconds count the model and the
+    sampler, not the reader.
     """
 
     def __init__(
@@ -42,6 +43,12 @@ class Generation:
             raise InputError(
                 f"the prompt has {len(prompt)} tokens, the context only {session.n_ctx}; "
                 "shorten it or raise -c"
+            )
+        capacity = session.cache.capacity
+        if len(prompt) > capacity:
+            raise InputError(
+                f"the prompt has {len(prompt)} tokens, the KV budget takes {capacity}; "
+                "shorten it or raise --kv-budget"
             )
         self._session, self._prompt, self._sampler = session, prompt, sampler
         self._end_ids, self._limit = tokenizer.end_ids, limit
@@ -86,7 +93,7 @@ class Generation:
             if len(self.tokens) == self._limit:
                 self.finish = "length"
                 return
-            if len(self._session.tokens) == self._session.n_ctx:
+            if len(self._session.tokens) == self._session.cache.capacity:
                 self.finish = "context"
                 return
             start = time.perf_counter()

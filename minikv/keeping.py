@@ -48,6 +48,7 @@ class Keeping:
                 ctv=self.ctv,
                 sink=self.sink,
                 policy=choice.policy,
+                budget=choice.budget,
             )
         try:
             yield model, session

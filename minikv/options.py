@@ -93,6 +93,26 @@ PolicyOption = Annotated[
         help="Instead: types by layer, sinks and an exact window of the newest tokens, in TOML.",
     ),
 ]
+BudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-budget",
+        metavar="SIZE",
+        help="Most memory for the KV cache, such as 200M or 1G: once it is full, the oldest pages "
+        "are packed into smaller types, values before keys.",
+    ),
+]
+BudgetCtkOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TYPE",
+        help="What keys are then packed into; the type they have lets them stay.  "
+        "[default: int3wf, or int2wf if they are small already]",
+    ),
+]
+BudgetCtvOption = Annotated[
+    str | None, typer.Option(metavar="TYPE", help="What values are then packed into, likewise.")
+]
 ThreadsOption = Annotated[
     int | None, typer.Option("-t", "--threads", help="Threads.  [default: one per core]")
 ]

@@ -18,15 +18,13 @@ from engine.model.load import open_checkpoint
 from minikv.info import table
 from minikv.progress import TerminalProgress
 from minikv.sources import resolve
-from minikv.text import one_line, size
+from minikv.text import nbytes_of, one_line, size
 from tools.doctor import BOUND
 from tools.plan import Plan, cheapest
 from tools.ppl import files_sha256
 from tools.results import Cell, Pair, Results
 
 Policies = dict[Pair, Policy]  # by the names of the keys' and the values' types
-
-_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
 
 @dataclass(frozen=True)
@@ -54,19 +52,10 @@ class Request:
         return cls(
             () if contexts is None else tuple(map(_context, _items(contexts, "-c"))),
             policies,
-            None if memory is None else parse_size(memory),
+            None if memory is None else nbytes_of("--memory", memory),
             database,
             BOUND if bound is None else bound,
         )
-
-
-def parse_size(text: str) -> int:
-    """Bytes from "8G", "512M", "1.5 GiB" or a plain number; units are binary, as in `size`."""
-    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([KMGT]?)(?:i?B)?", text.strip(), re.I)
-    nbytes = int(float(found[1]) * 2 ** _UNITS[found[2].upper()]) if found else 0
-    if not nbytes:
-        raise InputError(f"--memory {text!r:.40}: not a size; write bytes, or 512M, 8G, 1.5G")
-    return nbytes
 
 
 def plan(name: str, request: Request, as_json: bool) -> None:

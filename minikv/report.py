@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from engine import Session
-from engine.kv.format import PAGE
+from engine.kv.format import PAGE, Side
 from engine.kv.formats import F16
 from minikv.generate import Generation
 from minikv.text import size
+
+_SIDES: dict[Side, str] = {"k": "keys", "v": "values"}
 
 
 def closing_line(generation: Generation, session: Session) -> str:
@@ -16,11 +18,12 @@ def closing_line(generation: Generation, session: Session) -> str:
     g = generation
     cached = f" (+{g.cached_tokens} cached)" if g.cached_tokens else ""
     name = "/".join(cache_types(session)) + exact_tokens(session)
+    kept = f"{size(session.cache.nbytes)}{_told_budget(session)}"
     return " | ".join(
         (
             f"prompt {g.prompt_tokens} tokens{cached}{_speed(g.prompt_tokens, g.prompt_seconds)}",
             f"decode {len(g.tokens)} tokens{_speed(g.decode_steps, g.decode_seconds)}",
-            f"KV {name}, {size(session.cache.nbytes)}, {_ratio(session):.2f}x of f16",
+            f"KV {name}, {kept}, {_ratio(session):.2f}x of f16",
         )
     )
 
@@ -51,8 +54,39 @@ def as_data(generation: Generation, session: Session) -> dict[str, Any]:
             "tokens": len(session.tokens),
             "bytes": session.cache.nbytes,
             "f16_bytes": f16_nbytes(session),
-        },
+        }
+        | _budget(session),
     }
+
+
+def _budget(session: Session) -> dict[str, Any]:
+    """What a budget did, as JSON values; empty without one."""
+    cache = session.cache
+    if cache.budget is None:
+        return {}
+    found = {"budget_bytes": cache.budget, "budget_tokens": cache.capacity}
+    for side in _SIDES:
+        name, share = _smaller(session, side)
+        found |= {f"budget_ct{side}": name, f"small_{side}": round(share, 4)}
+    return found
+
+
+def _told_budget(session: Session) -> str:
+    """The same for the closing line, behind the bytes."""
+    budget = session.cache.budget
+    if budget is None:
+        return ""
+    found = ((_smaller(session, side), name) for side, name in _SIDES.items())
+    parts = [f"{share:.0%} of {name} {small}" for (small, share), name in found if share]
+    return f" of {size(budget)}" + f" ({', '.join(parts)})" * bool(parts)
+
+
+def _smaller(session: Session, side: Side) -> tuple[str | None, float]:
+    """The smaller types of keys or values, and which share of their full pages is in them."""
+    sides = [layer.k if side == "k" else layer.v for layer in session.cache.layers]
+    pages = [i < s.shrunk[0] for s in sides for i, page in enumerate(s.pages) if page is not None]
+    names = dict.fromkeys(s.type.small.name for s in sides if s.type.small is not None)
+    return ",".join(names) or None, sum(map(int, pages)) / max(len(pages), 1)
 
 
 def cache_types(session: Session) -> tuple[str, str]:

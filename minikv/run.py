@@ -6,8 +6,10 @@ import json
 import sys
 from dataclasses import dataclass
 
-from engine import InputError, Model, Sampler, SamplerSpec, Session
+from engine import Budget, InputError, Model, Sampler, SamplerSpec, Session
 from engine.backends import new_ops
+from engine.kv.format import Side
+from engine.kv.formats import kv_format, side_type
 from engine.kv.policy import Policy
 from engine.model.archs import spec_of
 from engine.model.load import open_checkpoint
@@ -19,7 +21,7 @@ from minikv.progress import TerminalProgress
 from minikv.report import as_data, closing_line
 from minikv.sources import resolve
 from minikv.templates import encode_chat
-from minikv.text import one_line
+from minikv.text import nbytes_of, one_line, size
 
 # More than any context holds, so that an endless pipe is refused and not read for ever.
 _MAX_PROMPT = 16 << 20
@@ -28,7 +30,7 @@ _MAX_PROMPT = 16 << 20
 @dataclass(frozen=True)
 class ModelChoice:
     """Which model, and how it runs.  `n_ctx` and `threads` None mean the model's and the
-    machine's own."""
+    machine's own, `budget` None that the cache may take what it likes."""
 
     model: str
     ctk: str
@@ -39,6 +41,7 @@ class ModelChoice:
     sink: int = 0
     policy: Policy | None = None  # in the place of ctk, ctv and sink
     pin: bool = False
+    budget: Budget | None = None
 
     @property
     def kv(self) -> Policy:
@@ -50,7 +53,10 @@ class ModelChoice:
         policy = self.kv
         ops = new_ops(self.backend, self.threads, self.pin)
         checkpoint = open_checkpoint(resolve(self.model, progress=TerminalProgress()))
-        policy.of_layers(len(spec_of(checkpoint).layers))
+        of_layers = policy.of_layers(len(spec_of(checkpoint).layers))
+        if self.budget is not None:
+            for pair in dict.fromkeys(of_layers):
+                self.budget.types(*pair)
         model = Model(checkpoint, ops)
         if sys.stderr.isatty() and self.backend == "cpu":
             announce_compilation(lambda: note("compiling kernels for this CPU, once"))
@@ -60,7 +66,21 @@ class ModelChoice:
         return model
 
     def session(self, model: Model) -> Session:
-        return Session(model, n_ctx=self.n_ctx, policy=self.kv)
+        return Session(model, n_ctx=self.n_ctx, policy=self.kv, budget=self.budget)
+
+
+def budget_of(size: str | None, ctk: str | None, ctv: str | None) -> Budget | None:
+    """What `--kv-budget` and the options that go with it ask for.  Raises InputError for what is no
+    size or no type."""
+    if size is None:
+        if ctk is not None or ctv is not None:
+            raise InputError("--budget-ctk and --budget-ctv need --kv-budget SIZE")
+        return None
+    named: dict[Side, str | None] = {"k": ctk, "v": ctv}
+    for side, name in named.items():
+        if name is not None:
+            kv_format(side_type(name, side))
+    return Budget(nbytes_of("--kv-budget", size), ctk, ctv)
 
 
 @dataclass(frozen=True)
@@ -129,7 +149,11 @@ def show(generation: Generation) -> None:
 def tell_end(generation: Generation, session: Session) -> None:
     """The closing lines on stderr."""
     if generation.finish == "context":
-        note(f"the context of {session.n_ctx} tokens is full: the answer ends here")
+        full, after = f"the context of {session.n_ctx} tokens", ""
+        if session.cache.budget is not None and session.cache.capacity < session.n_ctx:
+            full = f"the KV budget of {size(session.cache.budget)}"
+            after = f", after {len(session.tokens)} tokens"
+        note(f"{full} is full: the answer ends here{after}")
     print(closing_line(generation, session), file=sys.stderr, flush=True)
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
+from engine.errors import InputError
+
 if TYPE_CHECKING:
     from engine.kv.policy import Policy
 
+_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 SECRET = "--api-key"  # an option whose value is nobody's business
 
 
@@ -20,6 +24,18 @@ def size(nbytes: int) -> str:
         if value < 1024 or not units:
             return f"{value:.1f} {unit}"
     return f"{nbytes} B"
+
+
+def nbytes_of(option: str, text: str) -> int:
+    """Bytes from "8G", "512M", "1.5 GiB" or a plain number; units are binary, as in `size`.
+
+    Raises InputError, naming the option, for anything else.
+    """
+    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([KMGT]?)(?:i?B)?", text.strip(), re.I)
+    nbytes = int(float(found[1]) * 2 ** _UNITS[found[2].upper()]) if found else 0
+    if not nbytes:
+        raise InputError(f"{option} {text!r:.40}: not a size; write bytes, or 512M, 8G, 1.5G")
+    return nbytes
 
 
 def command_line() -> str:

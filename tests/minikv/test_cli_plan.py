@@ -11,7 +11,7 @@ import pytest
 from engine.kv.formats import BEST, KV_FORMATS
 from engine.kv.policy import Policy
 from engine.model.load import open_checkpoint
-from minikv.plan_run import parse_size
+from minikv.text import nbytes_of
 from tools.plan import Plan
 from tools.ppl import files_sha256
 from tools.results import Cell, Results
@@ -80,7 +80,7 @@ def test_the_cheapest_measured_pair_is_named(minikv, model, database):
     [("8G", 8 << 30), ("512M", 512 << 20), ("1.5 GiB", 3 << 29), ("4096", 4096), ("2kb", 2048)],
 )
 def test_sizes_are_read_in_binary_units(text, nbytes):
-    assert parse_size(text) == nbytes
+    assert nbytes_of("--memory", text) == nbytes
 
 
 @pytest.mark.parametrize(
