@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from letters import TEXT, letters_model
 
+from engine.kv.policy import Policy
 from engine.model.load import Model
 from tools.ppl import nll_of
 from tools.windows import Settings, Windows
@@ -23,9 +24,9 @@ def test_side_by_side_windows_give_the_same_bits_in_the_same_order(
     model: Model, chunks: int
 ) -> None:
     windows = Windows(model, TEXT, Settings("decode", 64, chunks))
-    types = windows.types("int3nsep:32", "q8_0")
-    found = list(windows.measured(lambda w, i: nll_of(w, i, types)))
-    want = [nll_of(windows, i, types) for i in range(chunks)]
+    kv = windows.stored(Policy.of("int3nsep:32", "q8_0"))
+    found = list(windows.measured(lambda w, i: nll_of(w, i, kv)))
+    want = [nll_of(windows, i, kv) for i in range(chunks)]
     assert len(found) == chunks
     for a, b in zip(found, want, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -43,12 +44,12 @@ def test_what_one_window_raises_reaches_the_caller(model: Model) -> None:
 
 def test_an_abandoned_measurement_stops_the_windows_that_run(model: Model) -> None:
     windows = Windows(model, TEXT, Settings("decode", 16))
-    types, left = windows.types("f16", "f16"), threading.Event()
+    kv, left = windows.stored(Policy.of("f16", "f16")), threading.Event()
     ended = []
 
     def measure(view: Windows, index: int) -> None:
         try:
-            for _ in view.scored(view.session(types), view.tokens[index]):
+            for _ in view.scored(view.session(kv), view.tokens[index]):
                 if index:
                     left.wait()
         finally:
