@@ -87,6 +87,8 @@ _load_4, _load_5, _load_6, _load_7 = (_memory("tileloadd64", i) for i in range(4
 _store_0, _store_1, _store_2, _store_3 = (_memory("tilestored64", i) for i in range(4))
 _dot_046, _dot_147 = _plain("tdpbf16ps", 0, 4, 6), _plain("tdpbf16ps", 1, 4, 7)
 _dot_256, _dot_357 = _plain("tdpbf16ps", 2, 5, 6), _plain("tdpbf16ps", 3, 5, 7)
+_dot_156, _dot_246 = _plain("tdpbf16ps", 1, 5, 6), _plain("tdpbf16ps", 2, 4, 6)
+_dot_347 = _plain("tdpbf16ps", 3, 4, 7)
 _bytes_046, _bytes_147 = _plain("tdpbsud", 0, 4, 6), _plain("tdpbsud", 1, 4, 7)
 _bytes_256, _bytes_357 = _plain("tdpbsud", 2, 5, 6), _plain("tdpbsud", 3, 5, 7)
 
@@ -172,6 +174,56 @@ def sums_add(left, stride, right_0, right_1, n):
 def sums_add_tiles(left, lower, right_0, right_1, n):
     """As `sums_add` with the left factor's rows 0-15 and 16-31 as tiles, one after another."""
     _add(left, lower, 64, TILE, right_0, right_1, n, False)
+
+
+@inlined
+def column_zero():
+    _zero_0()
+    _zero_1()
+
+
+@inlined
+def column_add(left, stride, right, n):
+    """Sums as float32 [32, 16], a tile below the other: += left right over n steps of 32.
+
+    `left` is bf16 [32, 32 n] with `stride` bytes between rows, `right` n tiles of pairs.
+    """
+    for i in range(n):
+        _load_6(right + TILE * i, 64)
+        _load_4(left + 64 * i, stride)
+        _dot_046()
+        _load_5(left + 64 * i + 16 * stride, stride)
+        _dot_156()
+
+
+@inlined
+def column_store(address):
+    """The sums of `column_add` as float32 [32, 16]."""
+    _store_0(address, 64)
+    _store_1(address + TILE, 64)
+
+
+@inlined
+def row_add(left, right):
+    """Sums as float32 [16, 64], side by side: += left right, a tile by four tiles of pairs."""
+    _load_4(left, 64)
+    _load_6(right, 64)
+    _dot_046()
+    _load_7(right + TILE, 64)
+    _dot_147()
+    _load_6(right + 2 * TILE, 64)
+    _dot_246()
+    _load_7(right + 3 * TILE, 64)
+    _dot_347()
+
+
+@inlined
+def row_store(address):
+    """The sums of `row_add` as float32 [16, 64]."""
+    _store_0(address, 256)
+    _store_1(address + 64, 256)
+    _store_2(address + 128, 256)
+    _store_3(address + 192, 256)
 
 
 @inlined

@@ -9,7 +9,7 @@ from numba import types
 from numba.core import cgutils
 
 from engine.cpu.jit import inlined
-from engine.cpu.simd import f32x16, intrinsic, pointer, prefetch, u32x16
+from engine.cpu.simd import f32x16, intrinsic, pointer, prefetch, u16x32, u32x16
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 
@@ -153,6 +153,16 @@ def lane_sums(typing_context, address):
     return f32x16(types.int64), emit
 
 
+def _swap_lanes(builder: Any, rows: list[Any], s: int) -> None:
+    """A step of transposing: bit s of the row's number changes places with that of the lane's."""
+    lower = [i if i & s == 0 else 16 + i - s for i in range(16)]
+    upper = [i + s if i & s == 0 else 16 + i for i in range(16)]
+    for i in range(len(rows)):
+        if i & s == 0:
+            a, b = rows[i], rows[i + s]
+            rows[i], rows[i + s] = _shuffle(builder, a, b, lower), _shuffle(builder, a, b, upper)
+
+
 @intrinsic
 def transpose(typing_context, source, stride, target):
     """32-bit words [16, 16] with rows `stride` bytes apart, transposed to rows of 64 bytes."""
@@ -160,19 +170,70 @@ def transpose(typing_context, source, stride, target):
     def emit(context, builder, signature, args):
         rows = _load_16(builder, u32x16, args[0], args[1])
         for s in (8, 4, 2, 1):
-            lower = [i if i & s == 0 else 16 + i - s for i in range(16)]
-            upper = [i + s if i & s == 0 else 16 + i for i in range(16)]
-            for i in range(16):
-                if i & s == 0:
-                    a, b = rows[i], rows[i + s]
-                    rows[i], rows[i + s] = (
-                        _shuffle(builder, a, b, lower), _shuffle(builder, a, b, upper),
-                    )  # fmt: skip
+            _swap_lanes(builder, rows, s)
         for i, row in enumerate(rows):
             builder.store(row, _at(builder, args[2], i, _I64(64)), align=1)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), emit
+
+
+def _woven(kind: Any, run: int, width: int, upper: bool) -> Any:
+    """Runs of `run` elements of a and b in turn, from one half of every `width` elements."""
+    half = width // 2
+    first = [g + half * upper + i for g in range(0, kind.lanes, width) for i in range(half)]
+    lanes = [
+        j + which * kind.lanes
+        for i in range(0, len(first), run)
+        for which in (0, 1)
+        for j in first[i : i + run]
+    ]
+
+    @intrinsic
+    def woven(typing_context, a, b):
+        def emit(context, builder, signature, args):
+            mask = ir.Constant(ir.VectorType(_I32, kind.lanes), lanes)
+            return builder.shuffle_vector(args[0], args[1], mask)
+
+        return kind(kind, kind), emit
+
+    return woven
+
+
+lower_pairs, upper_pairs = (_woven(u16x32, 1, 8, upper) for upper in (False, True))
+"""Pairs (a[i], b[i]) of two u16x32, i in the lower or upper four of every eight: one instruction.
+The order of 32-bit lanes is then that of `lower_quads`' arguments."""
+
+lower_quads, upper_quads = (_woven(f32x16, 4, 16, upper) for upper in (False, True))
+"""Of two f32x16, lanes 0-3 of the first, of the second, 4-7 of the first, ...; the first half and
+the second half of that."""
+
+
+@intrinsic
+def store_folded(typing_context, source, target, stride, rows):
+    """Row i = columns i + columns 8 + i of float32 [16, 16], for i < `rows` <= 8."""
+
+    def emit(context, builder, signature, args):
+        half, count = ir.VectorType(ir.FloatType(), 8), args[3]
+
+        def joined(row: int, offset: int) -> Any:
+            # with the row 8 further: what follows then stays inside halves
+            base = builder.add(args[0], _I64(offset))
+            a, b = (
+                builder.load(_at(builder, base, i, _I64(64)), typ=half, align=1)
+                for i in (row, row + 8)
+            )
+            return _shuffle(builder, a, b, list(range(16)))
+
+        found = [builder.fadd(joined(i, 0), joined(i, 32)) for i in range(8)]
+        for s in (4, 2, 1):
+            _swap_lanes(builder, found, s)
+        for i, row in enumerate(found):
+            with builder.if_then(builder.icmp_signed("<", _I64(i), count)):
+                builder.store(row, _at(builder, args[1], i, args[2]), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, types.int64), emit
 
 
 @inlined

@@ -15,11 +15,8 @@ of halves are summed:
 
 from __future__ import annotations
 
-import numpy as np
-
 from engine.cpu.amx import (
     TILE,
-    pair_bf16,
     sums_add,
     sums_load,
     sums_store,
@@ -27,9 +24,10 @@ from engine.cpu.amx import (
     tiles_begin,
     tiles_end,
 )
+from engine.cpu.halves import high_pairs, low_pairs, paired_row
 from engine.cpu.jit import call, inlined
 from engine.cpu.kv_floats import transpose
-from engine.cpu.simd import bitcast, f32x16, load, store, u32x16, zeros
+from engine.cpu.simd import f32x16, load, store, zeros
 
 CHUNK = 128  # tokens whose tiles are made at a time
 _SQUARE = 4096  # bytes of float32 [32, 32]
@@ -51,33 +49,6 @@ def _rooms(scratch, rows, n, wide):
     left_nbytes = 2 * ((rows + 31) & ~31) * n
     left = tiles + 2 * tiles_nbytes
     return scratch, scratch + _SQUARE, decoded, tiles, tiles_nbytes, left, left_nbytes
-
-
-@inlined
-def _rounded(x):
-    """f32x16 rounded to the values of bfloat16."""
-    return bitcast(f32x16, (bitcast(u32x16, x) + 0x8000) & np.uint32(0xFFFF0000))
-
-
-@inlined
-def _high(address, distance):
-    """Pairs of the high halves of the vectors at `address` and `distance` bytes further."""
-    return pair_bf16(load(f32x16, address), load(f32x16, address + distance))
-
-
-@inlined
-def _low(address, distance):
-    a, b = load(f32x16, address), load(f32x16, address + distance)
-    return pair_bf16(a - _rounded(a), b - _rounded(b))
-
-
-@inlined
-def _left_row(source, n, target, low, terms):
-    """float32 [n], n a multiple of 32, as pairs of halves, the low ones `low` bytes further."""
-    for c in range(0, 4 * n, 128):
-        store(target + c // 2, _high(source + c, 64))
-        if terms > 1:
-            store(target + low + c // 2, _low(source + c, 64))
 
 
 @inlined
@@ -111,11 +82,11 @@ def _key_tiles(decoded, wide, pairs, tiles, low, terms):
         for step in range(wide // 32):
             tile = tiles + TILE * (group * (wide // 32) + step)
             for t in range(16):
-                store(pairs + 64 * t, _high(rows + 4 * t * wide + 128 * step, 64))
+                store(pairs + 64 * t, high_pairs(rows + 4 * t * wide + 128 * step, 64))
             transpose(pairs, 64, tile)
             if terms > 2:
                 for t in range(16):
-                    store(pairs + 64 * t, _low(rows + 4 * t * wide + 128 * step, 64))
+                    store(pairs + 64 * t, low_pairs(rows + 4 * t * wide + 128 * step, 64))
                 transpose(pairs, 64, tile + low)
 
 
@@ -126,9 +97,9 @@ def _value_tiles(decoded, wide, tiles, steps, low, terms):
         tile = tiles + TILE * steps * group
         for t in range(16):
             at = decoded + 4 * t * wide + 64 * group
-            store(tile + 64 * t, _high(at, 64 * wide))
+            store(tile + 64 * t, high_pairs(at, 64 * wide))
             if terms > 2:
-                store(tile + low + 64 * t, _low(at, 64 * wide))
+                store(tile + low + 64 * t, low_pairs(at, 64 * wide))
 
 
 @inlined
@@ -146,7 +117,7 @@ def tile_score(
     """Scores of all rows; those behind n, up to a multiple of 32, are zeros."""
     square, pairs, decoded, tiles, low, left, left_low = _rooms(scratch, rows, wide, wide)
     for i in range(rows):
-        _left_row(q + 4 * i * wide, wide, left + 2 * i * wide, left_low, terms)
+        paired_row(q + 4 * i * wide, wide, left + 2 * i * wide, left_low, terms)
     steps = wide // 32
     tiles_begin(square)
     for t0 in range(0, n, CHUNK):
@@ -181,7 +152,7 @@ def tile_mix(
         steps = (count + 31) // 32
         for i in range(rows):
             row = left + 64 * i * steps
-            _left_row(p + i * stride + 4 * t0, 32 * steps, row, left_low, terms)
+            paired_row(p + i * stride + 4 * t0, 32 * steps, row, left_low, terms)
         for t in range(0, count, 32):
             at, some = page + (t0 + t) * row_nbytes, min(32, count - t)
             _decode(decoder, at, some, row_nbytes, values, decoded, wide, joined)

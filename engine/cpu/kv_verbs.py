@@ -12,9 +12,9 @@ ask for memory ahead.
 Behind the n tokens, up to the next multiple of 32, score may write anything, and mix ignores what
 is finite.  Pages of codes, and a few rows with tokens' codes, are multiplied by 16-bit integers.
 Other tokens are multiplied as float32, by many rows on hosts with tile registers as two bfloat16
-halves (f32 never).  There is a pair for all token formats, one for codes in blocks and one for rows
-of codes (with ranges and without), one for the water-filled page formats, and a pair per number of
-bits for the others.
+halves (f32 never), bf16 by few rows too.  There is a pair for all token formats, one for bf16 on
+tile registers, one for codes in blocks and one for rows of codes (with ranges and without), one for
+the water-filled page formats, and a pair per number of bits for the others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from engine.cpu import kv_blocks, kv_kivi, kv_pages, kv_ranges, kv_tokens, kv_waterfill
+from engine.cpu import kv_bf16, kv_blocks, kv_kivi, kv_pages, kv_ranges, kv_tokens, kv_waterfill
 from engine.cpu.host import AMX
 from engine.cpu.jit import Verb
 from engine.cpu.kv_block_codes import codes_of
@@ -57,7 +57,10 @@ def _token_verbs(
     terms = (2 if kind == BF16 else 3) if tiles and kind != F32 else 0
     channels, row_nbytes = kind.channels(head_dim), kind.row_nbytes(head_dim)
     joined = isinstance(kind, BlockFormat) and channels % 32 == 0
-    score, mix = kv_tokens.score_verb(joined, terms), kv_tokens.mix_verb(joined, terms)
+    if tiles and kind == BF16 and head_dim % 32 == 0:
+        score, mix = kv_bf16.SCORE, kv_bf16.MIX
+    else:
+        score, mix = kv_tokens.score_verb(joined, terms), kv_tokens.mix_verb(joined, terms)
     parameters = (DECODERS[kind.name].address, row_nbytes, channels)
     codes = codes_of(kind, head_dim)
     if codes is None:
@@ -96,6 +99,7 @@ def scratch_nbytes(rows: int, head_dim: int, page_tokens: int) -> int:
     lanes = padded_dim(head_dim)
     return 64 + max(
         kv_tokens.scratch_nbytes(rows, head_dim),
+        kv_bf16.scratch_nbytes(head_dim),
         kv_blocks.scratch_nbytes(head_dim),
         kv_pages.scratch_nbytes(rows, head_dim),
         kv_kivi.scratch_nbytes(rows, lanes),

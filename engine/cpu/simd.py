@@ -80,6 +80,7 @@ class _VectorModel(models.PrimitiveModel):
 u8x16, i8x16 = Vector("u8", 16), Vector("i8", 16)
 u8x8, f32x8 = Vector("u8", 8), Vector("f32", 8)
 u16x16, f16x16 = Vector("u16", 16), Vector("f16", 16)
+u16x32 = Vector("u16", 32)
 i32x16, u32x16, f32x16 = Vector("i32", 16), Vector("u32", 16), Vector("f32", 16)
 f64x16 = Vector("f64", 16)
 u8x32, u8x64, i8x64 = Vector("u8", 32), Vector("u8", 64), Vector("i8", 64)

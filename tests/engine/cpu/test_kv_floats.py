@@ -12,8 +12,13 @@ from engine.cpu.kv_floats import (
     lane_sums,
     larger_magnitude,
     load_sums,
+    lower_pairs,
+    lower_quads,
+    store_folded,
     store_sums,
     transpose,
+    upper_pairs,
+    upper_quads,
 )
 from engine.cpu.lookup import (
     look_up,
@@ -21,7 +26,7 @@ from engine.cpu.lookup import (
     look_up_bytes_portable,
     look_up_portable,
 )
-from engine.cpu.simd import address_of, f32x16, load, store, u8x32, u32x16
+from engine.cpu.simd import address_of, bitcast, f32x16, load, store, u8x32, u16x32, u32x16
 
 RNG = np.random.default_rng(4)
 
@@ -87,6 +92,36 @@ def test_words_are_transposed() -> None:
     words, out = RNG.integers(0, 2**32, (16, 20), np.uint32), np.zeros((16, 16), np.uint32)
     _transpose(words, out)
     np.testing.assert_array_equal(out, words[:, :16].T)
+
+
+@kernel
+def _fold(sums, out, rows):
+    store_folded(address_of(sums), address_of(out), 128, rows)
+
+
+def test_columns_are_added_to_those_eight_further_and_become_rows() -> None:
+    sums = RNG.integers(-99, 99, (16, 16)).astype(np.float32)
+    for rows in (1, 3, 8):
+        out = np.full((9, 32), 7, np.float32)
+        _fold(sums, out, rows)
+        np.testing.assert_array_equal(out[:rows, :16], (sums[:, :8] + sums[:, 8:]).T[:rows])
+        assert (out[rows:] == 7).all() and (out[:, 16:] == 7).all()
+
+
+@kernel
+def _weave(words, out):
+    a, b = load(u16x32, address_of(words)), load(u16x32, address_of(words) + 64)
+    low = bitcast(f32x16, lower_pairs(a, b))
+    high = bitcast(f32x16, upper_pairs(a, b))
+    store(address_of(out), lower_quads(low, high))
+    store(address_of(out) + 64, upper_quads(low, high))
+
+
+def test_pairs_come_back_into_order() -> None:
+    # bytes of ordinary floats, whatever is made of two of them
+    words, out = RNG.integers(1, 30000, (2, 32), np.uint16), np.zeros((32, 2), np.uint16)
+    _weave(words, out)
+    np.testing.assert_array_equal(out, words.T)
 
 
 @kernel
