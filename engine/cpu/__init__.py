@@ -22,13 +22,14 @@ from engine.cpu.kv_seal_tokens import seal_tokens
 from engine.cpu.kv_verbs import supported
 from engine.cpu.layouts import LAYOUTS
 from engine.cpu.matrix import Matrix, Products, matrix
-from engine.cpu.memory import Arena, Pool, aligned_zeros, pooled
+from engine.cpu.memory import Arena, Pool, pooled
 from engine.cpu.rows import Table, rows
 from engine.cpu.team import Program, Team
 from engine.errors import InputError
 from engine.kv.cache import CacheType, LayerCache, SideCache, pack_tail
 from engine.kv.format import TokenFormat
 from engine.kv.side_cache import encode_small
+from engine.memory import aligned_zeros
 from engine.ops import KeyBias, Ops, not_finite
 from engine.reference import dequantize
 

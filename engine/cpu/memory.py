@@ -1,4 +1,4 @@
-"""Memory for kernels: aligned arrays, and a pool whose blocks return when nobody holds them."""
+"""Memory for kernels: arrays that stay, and a pool whose blocks return when nobody holds them."""
 
 from __future__ import annotations
 
@@ -9,29 +9,9 @@ from typing import Any
 
 import numpy as np
 
-_LINE = 64  # bytes: vectors and tiles are loaded by the cache line
-_HUGE, _CHUNK = 1 << 21, 1 << 28  # bytes of a huge page, of an arena's mapping
+from engine.memory import LINE, aligned_zeros, huge_zeros
 
-
-def aligned_zeros(shape: tuple[int, ...], dtype: Any = np.uint8) -> np.ndarray:
-    """Zeroed memory that starts on a cache line."""
-    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
-    raw = np.zeros(nbytes + _LINE, np.uint8)
-    start = -raw.ctypes.data % _LINE
-    return raw[start : start + nbytes].view(dtype).reshape(shape)
-
-
-def _huge_zeros(nbytes: int) -> np.ndarray:
-    """uint8 zeros that start on a huge page, for the system to use them if it likes."""
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
-        return aligned_zeros((nbytes,))
-    # shared mappings, mmap's default, get no huge pages
-    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    mapped = mmap.mmap(-1, nbytes + _HUGE, flags=private)
-    mapped.madvise(mmap.MADV_HUGEPAGE)
-    raw = np.frombuffer(mapped, np.uint8)
-    start = -raw.ctypes.data % _HUGE
-    return raw[start : start + nbytes]
+_CHUNK = 1 << 28  # bytes of an arena's mapping
 
 
 class Arena:
@@ -48,9 +28,9 @@ class Arena:
         nbytes = math.prod(shape)
         if self._used + nbytes > self._chunk.size:
             # what is never touched costs nothing
-            self._chunk, self._used = _huge_zeros(max(_CHUNK, nbytes)), 0
+            self._chunk, self._used = huge_zeros(max(_CHUNK, nbytes)), 0
         taken = self._chunk[self._used : self._used + nbytes].reshape(shape)
-        self._used += -(-nbytes // _LINE) * _LINE
+        self._used += -(-nbytes // LINE) * LINE
         return taken
 
 
@@ -84,7 +64,7 @@ class Pool:
     def take(self, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
         """An array of undefined contents that starts on a cache line."""
         nbytes = math.prod(shape) * np.dtype(dtype).itemsize
-        size = max(_LINE, 1 << (nbytes - 1).bit_length()) if nbytes else _LINE
+        size = max(LINE, 1 << (nbytes - 1).bit_length()) if nbytes else LINE
         free = self._free[size]
         memory = free.pop() if free else aligned_zeros((size,))
         block = _Block(self, memory, nbytes)

@@ -6,17 +6,15 @@ import numpy as np
 
 from engine.kv.cache_type import CacheType
 from engine.kv.format import Side
+from engine.kv.page_memory import PageMemory
 from engine.kv.queries import QueryPower
 
-_LINE = 64  # bytes: pages start on a cache line
+_MEMORY = PageMemory()
 
 
 def aligned(shape: tuple[int, int]) -> np.ndarray:
     """Zeroed uint8 memory that starts on a cache line."""
-    size = shape[0] * shape[1]
-    raw = np.zeros(size + _LINE, np.uint8)
-    start = -raw.ctypes.data % _LINE
-    return raw[start : start + size].reshape(shape)
+    return _MEMORY.take(shape)
 
 
 class Tail:

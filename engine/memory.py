@@ -1,0 +1,33 @@
+"""Zeroed memory: on cache lines, in huge pages."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from typing import Any
+
+import numpy as np
+
+LINE = 64  # bytes: vectors and tiles are loaded by the cache line
+_HUGE = 1 << 21  # bytes of a huge page
+
+
+def aligned_zeros(shape: tuple[int, ...], dtype: Any = np.uint8) -> np.ndarray:
+    """Zeroed memory that starts on a cache line."""
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.zeros(nbytes + LINE, np.uint8)
+    start = -raw.ctypes.data % LINE
+    return raw[start : start + nbytes].view(dtype).reshape(shape)
+
+
+def huge_zeros(nbytes: int) -> np.ndarray:
+    """uint8 zeros that start on a huge page, for the system to use them if it likes."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return aligned_zeros((nbytes,))
+    # shared mappings, mmap's default, get no huge pages
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    mapped = mmap.mmap(-1, nbytes + _HUGE, flags=private)
+    mapped.madvise(mmap.MADV_HUGEPAGE)
+    raw = np.frombuffer(mapped, np.uint8)
+    start = -raw.ctypes.data % _HUGE
+    return raw[start : start + nbytes]
