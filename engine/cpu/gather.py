@@ -1,4 +1,4 @@
-"""Vectors put into another order: words at indices, and the lanes of a mask side by side."""
+"""Vectors in another order: words at indices, a mask's lanes side by side, twice the lanes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numba.core import cgutils
 
 from engine.cpu.host import AVX512
 from engine.cpu.jit import inlined
-from engine.cpu.simd import f32x16, i32x16, intrinsic, pointer, zeros
+from engine.cpu.simd import Vector, f32x16, i32x16, intrinsic, pointer, zeros
 
 _I32, _POINTER = ir.IntType(32), ir.PointerType()
 _FLAGS = ir.VectorType(ir.IntType(1), 16)
@@ -126,3 +126,15 @@ look_up_row: Any = _permuted if AVX512 else _gathered
 
 Faster than a gather.  Where n is no multiple of 32, what lies behind is read, too.
 """
+
+
+@intrinsic
+def widened(typing_context, value):
+    """A vector of twice the lanes: `value`, then zeros."""
+    wide = Vector(value.element, 2 * value.lanes)
+
+    def emit(context, builder, signature, args):
+        order = ir.Constant(ir.VectorType(_I32, wide.lanes), list(range(wide.lanes)))
+        return builder.shuffle_vector(args[0], ir.Constant(value.llvm, None), order)
+
+    return wide(value), emit

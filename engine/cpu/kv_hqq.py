@@ -7,87 +7,85 @@ from __future__ import annotations
 
 import numpy as np
 
+from engine.cpu.gather import widened
 from engine.cpu.jit import Verb, kernel
-from engine.cpu.kv_rows import WIDTHS, eight_codes, half, one_code, place, row_step
+from engine.cpu.kv_rows import eight_codes, extremes, half, one_code, pack_row, row_step
 from engine.cpu.simd import (
+    bitcast,
     convert,
     f32x8,
+    f32x16,
     fma,
+    i32x16,
     load,
     load_f16,
-    load_f32,
+    reduce_add,
+    rint,
     splat,
     store,
     store_f32,
-    store_u8,
+    u32x16,
+    zeros,
 )
+from engine.cpu.vmath import larger, smaller
 from engine.kv.formats.floats import F16_MAX
-from engine.kv.formats.hqq import BETA, HQQ, POWER, ROUNDS, SHRUNK
+from engine.kv.formats.hqq import HQQ, OFFSET, POWER, ROUNDS, STILL
+
+LARGEST = np.float32(F16_MAX)
 
 
 @kernel
-def _better_zero(source, n, s, z, top):
-    """One round of HQQ on n float32 values: the mean of q - (x - shrink(e)) / s."""
-    total = 0.0
-    for i in range(n):
-        x = np.float64(load_f32(source + 4 * i))
-        q = min(max(np.rint(x / s + z), 0.0), top)
-        e = x - (q - z) * s
-        size = abs(e)
-        shrunk = np.sign(e) * (size - size**POWER / BETA) if size > SHRUNK else 0.0
-        total += q - (x - shrunk) / s
-    return total / n
+def _limited(x, low, inverse, s, z, top):
+    """sign(e) min(|e|, w(|e|)) of 16 values x, where e = (y + z - q) s."""
+    v = (x - low) * inverse + z
+    e = (v - smaller(larger(rint(v), zeros(f32x16)), top)) * s
+    size = bitcast(i32x16, e) & 0x7FFFFFFF
+    limit = bitcast(f32x16, convert(i32x16, convert(f32x16, size) * POWER + OFFSET))
+    found = bitcast(u32x16, smaller(bitcast(f32x16, size), limit))
+    return bitcast(f32x16, found | (bitcast(u32x16, e) & 0x80000000))
 
 
 @kernel
-def _fit(source, n, top, scale, minimum):
-    """Store s and m of n float32 values as float16."""
-    low, high = load_f32(source), load_f32(source)
-    for i in range(1, n):
-        value = load_f32(source + 4 * i)
-        low, high = min(low, value), max(high, value)
-    s = np.float64(row_step(scale, high - low, top))
-    if s == 0:
-        half(minimum, low + np.float32(0))  # never a negative zero
-        return
-    z = -np.float64(low) / s
+def _tuned(source, n, s, low, top):
+    """z, counted from the minimum, of a group of n float32 values."""
+    highest, z, divisor = splat(f32x16, top), np.float32(0), s * np.float32(n)
+    inverse, lit = np.float32(1) / s, widened(splat(f32x8, np.float32(1)))
     for _ in range(ROUNDS):
-        before = z
-        z = _better_zero(source, n, s, z, np.float64(top))
-        if z == before:
-            break  # and so would be all further rounds
-    half(minimum, np.float32(max(-s * z, min(np.float64(low), -F16_MAX))))
+        total = zeros(f32x16)
+        for i in range(0, n - 15, 16):
+            x = load(f32x16, source + 4 * i)
+            total = total + _limited(x, low, inverse, s, z, highest)
+        if n & 8:
+            x = widened(load(f32x8, source + 4 * (n - 8)))
+            total = total + _limited(x, low, inverse, s, z, highest) * lit
+        move = reduce_add(total) / divisor
+        z -= move
+        if not abs(move) > STILL:
+            break
+    return z
 
 
 @kernel
-def _code(source, header, i, group, groups, top):
-    """The code of channel i."""
-    x, g = load_f32(source + 4 * i), i // group
-    s, m = load_f16(header + 2 * g), load_f16(header + 2 * (groups + g))
-    scaled = np.rint((x - m) / s) if s > 0 else np.float32(0)
-    return min(int(max(scaled, np.float32(0))), top)
+def _fit(source, n, top, scale, minimum_at):
+    """Store s and m of n float32 values as float16."""
+    low, high = extremes(source, n)
+    s = row_step(scale, high - low, top)
+    m = low + np.float32(0)  # never a negative zero
+    if s > 0:
+        z = _tuned(source, n, s, low, np.float32(top))
+        m = max(low - s * z, min(low, -LARGEST))
+    half(minimum_at, m)
 
 
 def _encoder(bits: int, group: int) -> Verb:
     top = (1 << bits) - 1
 
     def encode(source, target, n):
-        groups, length = (n + group - 1) // group, n // 8
+        groups = (n + group - 1) // group
         for g in range(groups):
-            count = min(group, n - g * group)
-            minimum = target + 2 * (groups + g)
-            _fit(source + 4 * g * group, count, top, target + 2 * g, minimum)
-        codes = target + 4 * groups
-        for width in WIDTHS:
-            if bits & width:
-                mask, per_line, first_line = (1 << width) - 1, 8 // width, bits & (-2 * width)
-                for i in range(width * length):
-                    line, j, byte = i // length, i % length, 0
-                    for step in range(line * per_line, (line + 1) * per_line):
-                        code = _code(source, target, step * length + j, group, groups, top)
-                        _, shift, first = place(step, width, bits)
-                        byte |= ((code >> first) & mask) << shift
-                    store_u8(codes + first_line * length + i, byte)
+            count, at = min(group, n - g * group), target + 2 * g
+            _fit(source + 4 * g * group, count, top, at, at + 2 * groups)
+        pack_row(source, target + 4 * groups, n, bits, target, target + 2 * groups, group, 0)
 
     return Verb(encode)
 

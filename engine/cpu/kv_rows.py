@@ -17,6 +17,10 @@ from engine.cpu.simd import (
     load_f16,
     load_f32,
     load_u8,
+    maximum,
+    minimum,
+    reduce_max,
+    rint,
     splat,
     store,
     store_f16,
@@ -72,47 +76,102 @@ def half(target, value):
 @kernel
 def row_step(target, reach, levels):
     """Store and return the step of a row whose values reach so far."""
-    step = half(target, reach / np.float32(levels))
+    step = half(target, reach / np.float32(levels) + np.float32(0))  # never a negative zero
     if step == 0 and reach > 0:
         step = half(target, F16_TINY)
     return step
 
 
 @kernel
-def _encode(source, codes, n, bits, m, s, zero, top):
-    """Pack 8 steps of n codes min(max(rint((x - m) / s), -zero) + zero, top)."""
+def _range(s_at, m_at, g):
+    """m and s of a row's range g, whose float16 lie at these addresses: no m where m_at is 0.
+
+    A step of 0 becomes infinity: by it everything is 0 steps from m.
+    """
+    s = load_f16(s_at + 2 * g)
+    m = load_f16(m_at + 2 * g) if m_at != 0 else np.float32(0)
+    return m, s if s > 0 else np.float32(np.inf)
+
+
+@kernel
+def _largest(bits, zero):
+    """The largest code: a symmetric type has as many above its zero as below."""
+    return 2 * zero if zero > 0 else (1 << bits) - 1
+
+
+@kernel
+def _packed_eight(source, n, j, line, width, bits, s_at, m_at, group, zero):
+    """Bytes j..j+8 of line `line` of a plane."""
+    packed, per_line = zeros(u8x8), 8 // width
+    bottom = splat(f32x8, np.float32(-zero))
+    top = splat(f32x8, np.float32(_largest(bits, zero) - zero))
+    for step in range(line * per_line, (line + 1) * per_line):
+        channel = step * n + j
+        m, s = _range(s_at, m_at, channel // group)
+        scaled = rint((load(f32x8, source + 4 * channel) - m) / s)
+        code = convert(u8x8, minimum(maximum(scaled, bottom), top) + np.float32(zero))
+        _, shift, first = place(step, width, bits)
+        packed = packed | (((code >> first) & ((1 << width) - 1)) << shift)
+    return packed
+
+
+@kernel
+def _packed_one(source, n, j, line, width, bits, s_at, m_at, group, zero):
+    """Byte j of line `line` of a plane."""
+    packed, per_line = 0, 8 // width
+    for step in range(line * per_line, (line + 1) * per_line):
+        channel = step * n + j
+        m, s = _range(s_at, m_at, channel // group)
+        scaled = np.rint((load_f32(source + 4 * channel) - m) / s)
+        code = min(int(max(scaled, np.float32(-zero))) + zero, _largest(bits, zero))
+        _, shift, first = place(step, width, bits)
+        packed |= ((code >> first) & ((1 << width) - 1)) << shift
+    return packed
+
+
+@kernel
+def pack_row(source, codes, channels, bits, s_at, m_at, group, zero):
+    """Pack 8 steps of codes clamp(rint((x - m) / s) + zero) of float32 [channels].
+
+    Every `group` channels share a range: see `_range`.
+    """
+    n = channels // 8
     for width in WIDTHS:
-        if bits & width:
-            mask, per_line = (1 << width) - 1, 8 // width
-            for i in range(width * n):
-                line, j, byte = i // n, i % n, 0
-                for step in range(line * per_line, (line + 1) * per_line):
-                    x = load_f32(source + 4 * (step * n + j))
-                    scaled = np.rint((x - m) / s) if s > 0 else np.float32(0)
-                    code = min(int(max(scaled, np.float32(-zero))) + zero, top)
-                    _, shift, first = place(step, width, bits)
-                    byte |= ((code >> first) & mask) << shift
-                store_u8(codes + ((bits & (-2 * width)) * n) + i, byte)
+        for line in range(width if bits & width else 0):
+            out = codes + ((bits & (-2 * width)) + line) * n
+            if n % 8 == 0:  # eight channels side by side share a range
+                for j in range(0, n, 8):
+                    at = source, n, j, line, width, bits, s_at, m_at, group, zero
+                    store(out + j, _packed_eight(*at))
+            else:
+                for j in range(n):
+                    at = source, n, j, line, width, bits, s_at, m_at, group, zero
+                    store_u8(out + j, _packed_one(*at))
+
+
+@kernel
+def extremes(source, n):
+    """The smallest and the largest of n float32 values, a multiple of 8."""
+    low = high = load(f32x8, source)
+    for i in range(8, n, 8):
+        x = load(f32x8, source + 4 * i)
+        low, high = minimum(low, x), maximum(high, x)
+    return -reduce_max(low * np.float32(-1)), reduce_max(high)
 
 
 def _encoder(bits: int, asym: bool) -> Verb:
     zero, top = zero_code(bits), (1 << bits) - 1
 
     def symmetric(source, target, n):
-        peak = np.float32(0)
-        for i in range(n):
-            peak = max(peak, abs(load_f32(source + 4 * i)))
-        s = row_step(target, peak, zero)
-        _encode(source, target + 2, n // 8, bits, np.float32(0), s, zero, 2 * zero)
+        low, high = extremes(source, n)
+        row_step(target, max(high, -low), zero)
+        pack_row(source, target + 2, n, bits, target, 0, n, zero)
 
     def asymmetric(source, target, n):
-        low, high = load_f32(source), load_f32(source)
-        for i in range(1, n):
-            value = load_f32(source + 4 * i)
-            low, high = min(low, value), max(high, value)
-        s = row_step(target, high - low, top)
-        m = half(target + 2, low + np.float32(0))  # never a negative zero
-        _encode(source, target + 4, n // 8, bits, m, s, 0, top)
+        low, high = extremes(source, n)
+        row_step(target, high - low, top)
+        half(target + 2, low + np.float32(0))  # never a negative zero
+        pack_row(source, target + 4, n, bits, target, target + 2, n, 0)
 
     return Verb(asymmetric if asym else symmetric)
 

@@ -36,6 +36,16 @@ def larger(typing_context, a, b):
     return a(a, a), emit
 
 
+@intrinsic
+def smaller(typing_context, a, b):
+    """min(a, b) of a vector without NaN."""
+
+    def emit(context, builder, signature, args):
+        return builder.select(builder.fcmp_ordered("<", *args), *args)
+
+    return a(a, a), emit
+
+
 @kernel
 def vexp(x):
     """exp of f32x16 to 2 ulp, clamped to exp(-87)..exp(88): never infinite, never subnormal.

@@ -131,19 +131,24 @@ class ChannelFormat(KVFormat):
 
 
 def length(x: np.ndarray) -> np.ndarray:
-    """Lengths [..., 1] of float x [..., D], in its type, summed in an order that backends can keep.
+    """Lengths [..., 1] of float x [..., D], in its type, in an order that backends can keep."""
+    return np.sqrt(lane_sum(np.square(x)))
 
-    Lane i adds the squares of channels i, i + 16, i + 32, ... one after another; then halves of the
-    16 lanes are added until one is left.
+
+def lane_sum(x: np.ndarray) -> np.ndarray:
+    """Sums [..., 1] of float x [..., D] in its type.
+
+    Lane i adds x of channels i, i + 16, i + 32, ... one after another; then halves of the 16 lanes
+    are added until one is left.
     """
-    squares = np.zeros((*x.shape[:-1], padded_dim(x.shape[-1])), x.dtype)
-    np.square(x, out=squares[..., : x.shape[-1]])
-    total = squares[..., :16]
-    for first in range(16, squares.shape[-1], 16):
-        total = total + squares[..., first : first + 16]
+    padded = np.zeros((*x.shape[:-1], padded_dim(x.shape[-1])), x.dtype)
+    padded[..., : x.shape[-1]] = x
+    total = padded[..., :16]
+    for first in range(16, padded.shape[-1], 16):
+        total = total + padded[..., first : first + 16]
     while (lanes := total.shape[-1] // 2) > 0:
         total = total[..., :lanes] + total[..., lanes:]
-    return np.sqrt(total)
+    return total
 
 
 def to_steps(codes: np.ndarray, side: Side) -> np.ndarray:

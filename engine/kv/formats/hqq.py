@@ -7,13 +7,23 @@ consecutive channels, the last of which may be shorter:
 
     x = m + s code;  channel i is code i mod (D / 8) of step i div (D / 8)      layout version 1
 
-The recipe is HQQ's (Badri and Shaji 2023, half-quadratic quantization), in float64:
+The recipe is HQQ's (Badri and Shaji 2023, half-quadratic quantization):
 
     s = (max x - min x) / (2^b - 1), fixed; z = -min x / s
     20 times:  q = clamp(round(x / s + z));  e = x - s (q - z)
                z = mean(q - (x - shrink(e)) / s)
                shrink(e) = sign(e) max(|e| - |e|^(p - 1) / beta, 0),  p = 0.7, beta = 10
     m = -s z
+
+It is carried out in float32 and in an order that backends can keep.  With y = (x - min x) (1 / s)
+and z counted from the minimum, a round is
+
+    e = (y + z - clamp(round(y + z))) s
+    z = z - sum(sign(e) min(|e|, w(|e|))) / (n s)         the sum as in `channels.lane_sum`
+
+until z moves by no more than 2^-11 of a level; m = min x - s z.  w(a) = a^(p - 1) / beta to 4 %
+comes from a float's bits, which are about a logarithm (see `_limit`): the error of what is stored
+is HQQ's to 0.2 %.
 
 s and m are float16, never bfloat16, which would cost an offset channel whole levels, and rounded
 *before* the codes are chosen.
@@ -27,11 +37,15 @@ import numpy as np
 
 from engine.bits import SET_STEPS, pack_steps, unpack_steps
 from engine.kv.format import TokenFormat
+from engine.kv.formats.channels import lane_sum
 from engine.kv.formats.floats import F16_MAX
 from engine.kv.formats.scales import asymmetric, encode_codes
 
-ROUNDS, POWER, BETA = 20, -0.3, 10.0  # p - 1 is the power
-SHRUNK = BETA ** (1 / (POWER - 1))  # errors up to this one shrink to 0
+ROUNDS, STILL = 20, np.float32(2.0**-11)
+POWER = np.float32(-0.3)  # p - 1
+# log2(w(1)) and the exponents' bias, which POWER takes a part of; by 0.06 less the errors of both
+# signs are equal
+OFFSET = np.float32(2.0**23 * (127 * 1.3 - np.log2(10) - 0.06))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,16 +78,19 @@ class HqqFormat(TokenFormat):
         """m and s of float32 x [..., n], float16 [..., 1]."""
         # a minimum may be a zero of either sign: with 0 added there is one
         low, step = asymmetric(x + np.float32(0), self.bits, axis=-1)
-        exact, s = x.astype(np.float64), step.astype(np.float64)
-        safe = np.where(s > 0, s, 1)
-        floor = exact.min(axis=-1, keepdims=True)
-        z, top = -floor / safe, float((1 << self.bits) - 1)
+        s = np.where(step > 0, step.astype(np.float32), np.float32(1))
+        floor, top = x.min(axis=-1, keepdims=True), np.float32((1 << self.bits) - 1)
+        y = (x - floor) * (np.float32(1) / s)
+        z, moving = np.zeros_like(s), np.ones_like(s, bool)
         for _ in range(ROUNDS):
-            q = np.minimum(np.maximum(np.rint(exact / safe + z), 0), top)
-            z = _mean(q - (exact - _shrink(exact - (q - z) * safe)) / safe)
+            v = y + z
+            e = (v - np.clip(np.rint(v), 0, top)) * s
+            move = lane_sum(_limited(e)) / (s * np.float32(x.shape[-1]))
+            z = np.where(moving, z - move, z)
+            moving &= np.abs(move) > STILL
         # a minimum that float16 can hold stays one
-        m = np.maximum(-safe * z, np.minimum(floor, -F16_MAX)).astype(np.float32)
-        return np.where(s > 0, m.astype(np.float16), low), step
+        m = np.maximum(floor - s * z, np.minimum(floor, np.float32(-F16_MAX)))
+        return np.where(step > 0, m.astype(np.float16), low), step
 
     def decode_rows(self, data: np.ndarray, channels: int) -> np.ndarray:
         groups, lead = self.groups(channels), data.shape[:-1]
@@ -85,14 +102,17 @@ class HqqFormat(TokenFormat):
         return m[..., group] + s[..., group] * codes
 
 
-def _shrink(e: np.ndarray) -> np.ndarray:
-    size = np.maximum(np.abs(e), SHRUNK)
-    return np.sign(e) * np.where(size > SHRUNK, size - size**POWER / BETA, 0)
+def _limited(e: np.ndarray) -> np.ndarray:
+    """sign(e) min(|e|, w(|e|)): what HQQ's shrinking takes off."""
+    size = np.abs(e)
+    return np.copysign(np.minimum(size, _limit(size)), e)
 
 
-def _mean(x: np.ndarray) -> np.ndarray:
-    """Over the last axis, kept; added up in order, as a compiled encoder does."""
-    return np.add.accumulate(x, axis=-1)[..., -1:] / x.shape[-1]
+def _limit(size: np.ndarray) -> np.ndarray:
+    """w of float32 `size`: as an integer, a float's pattern is 2^23 (127 + log2 of it) and up to
+    9 % of 2^23 less."""
+    pattern = size.view(np.int32).astype(np.float32)
+    return (pattern * POWER + OFFSET).astype(np.int32).view(np.float32)
 
 
 HQQ: tuple[HqqFormat, ...] = tuple(

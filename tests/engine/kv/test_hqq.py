@@ -1,4 +1,4 @@
-"""hqq: the half-quadratic recipe to the letter, and what it is for."""
+"""hqq: the half-quadratic recipe in the drawn bytes, and what it is for."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def named(name: str) -> HqqFormat:
 
 
 def tuned(x: np.ndarray, bits: int) -> tuple[float, float]:
-    """s and m of one group, value by value."""
+    """s and m of one group, value by value: HQQ to the letter."""
     top = 2**bits - 1
     span = x.max() - x.min()
     s = max(float(np.float16(np.float32(span) / np.float32(top))), 2.0**-24 * (span > 0))
@@ -51,7 +51,10 @@ def test_a_row_is_the_recipes_in_the_drawn_bytes(name: str, dim: int, size: floa
         lines = packed[4 * groups :].reshape(kind.bits, dim // 8)
         for g in range(groups):
             values = row[g * kind.group : (g + 1) * kind.group]
-            assert (s[g], m[g]) == tuned(values, kind.bits)
+            step, minimum = tuned(values, kind.bits)
+            assert s[g] == step
+            # by float16 and by the limit of a move, which is 4 % off
+            assert abs(m[g] - minimum) <= 0.02 * step + 2.0**-10 * abs(minimum)
             for i, value in enumerate(values, g * kind.group):
                 step, column = divmod(i, dim // 8)
                 code, first = 0, 0
@@ -113,4 +116,4 @@ def test_stored_rows_stay_readable() -> None:
     t, d = np.mgrid[:32, :72]
     x = ((t * 7 + d * 13 + t * d) % 23 - 11).astype(np.float32)
     packed = named("hqq3:32").encode(x, "k")
-    assert hashlib.sha256(packed.tobytes()).hexdigest()[:16] == "ddeecf45f39f00c0"
+    assert hashlib.sha256(packed.tobytes()).hexdigest()[:16] == "25c9905a2e51b009"
