@@ -3,8 +3,8 @@
     seal(rows, page, scratch, tokens, dim, side, bits, group, decoder, row_nbytes, values,
          queries, query_nbytes)
 
-is `engine.cpu.kv_seal`'s, but for `group`, the sorted channels that share a width, and `queries`:
-the head's float32 rows of `engine.kv.queries`, `query_nbytes` apart, or 0 for none.
+is `engine.cpu.kv_seal_channels`', but for `group`, the sorted channels that share a width, and
+`queries`: the head's float32 rows of `engine.kv.queries`, `query_nbytes` apart, or 0 for none.
 
 In float64, in the recipe's order, and nothing is fused that it rounds twice.
 """

@@ -17,14 +17,15 @@ from engine.kv.format import Side, TokenFormat
 from engine.kv.formats import ALL_KV_FORMATS, kv_format
 from engine.kv.formats.channels import CHANNELS, ChannelFormat
 from engine.kv.formats.floats import BF16, F32
+from engine.kv.formats.kivi import KIVI, KiviFormat
 from engine.kv.formats.waterfill import WATER_FILLED, WaterFilledFormat
 from engine.kv.queries import QueryPower
 from engine.kv.side_cache import encode_tail
 
 TEAM, POOL = Team(2), Pool()
 SIDES: tuple[Side, Side] = ("k", "v")
-Sealed = ChannelFormat | WaterFilledFormat
-SERVED = (*CHANNELS, *WATER_FILLED)
+Sealed = ChannelFormat | KiviFormat | WaterFilledFormat
+SERVED = (*CHANNELS, *KIVI, *WATER_FILLED)
 TAILS = [f for f in ALL_KV_FORMATS.values() if isinstance(f, TokenFormat)]
 every_member = pytest.mark.parametrize("kind", SERVED, ids=[f.name for f in SERVED])
 every_channel_type = pytest.mark.parametrize("kind", CHANNELS, ids=[f.name for f in CHANNELS])
@@ -66,7 +67,7 @@ def assert_same_bytes(x: np.ndarray, stored: Sealed, tail: TokenFormat) -> None:
         assert (guarded[:, nbytes:] == 0xAB).all()
 
 
-def test_every_per_channel_type_is_served() -> None:
+def test_every_page_type_is_served() -> None:
     assert all(has_verb(CacheType.of(kind)) for kind in SERVED)
 
 
@@ -81,7 +82,9 @@ def test_bytes_are_the_formats_own(kind: Sealed, tokens: int) -> None:
 @pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.parametrize("dim", [8, 40, 64])
 @pytest.mark.parametrize("tokens", [64, 96, 2048])
-@pytest.mark.parametrize("name", ["int3nsep", "int6pchan", "int7nsep-sym-raw", "int3wfq"])
+@pytest.mark.parametrize(
+    "name", ["int3nsep", "int6pchan", "int7nsep-sym-raw", "kivi3-g64", "int3wfq"]
+)
 def test_bytes_are_the_formats_own_for_any_page_length(name: str, tokens: int, dim: int) -> None:
     kind = kv_format(name)
     assert isinstance(kind, Sealed)
@@ -92,7 +95,7 @@ def test_bytes_are_the_formats_own_for_any_page_length(name: str, tokens: int, d
 @pytest.mark.parametrize("tail", TAILS, ids=[f.name for f in TAILS])
 def test_bytes_are_the_formats_own_behind_any_tail(tail: TokenFormat, dim: int) -> None:
     x = np.stack([page for name, page in pages(64, dim).items() if name != "huge"])
-    for name in ("int3nsep", "int4pchan", "int2wfq"):
+    for name in ("int3nsep", "int4pchan", "kivi2", "int2wfq"):
         kind = kv_format(name)
         assert isinstance(kind, Sealed)
         assert_same_bytes(x, kind, tail)
