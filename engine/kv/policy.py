@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 from engine.errors import InputError
 from engine.kv.cache_type import CacheType
@@ -107,4 +108,4 @@ def by_layer(types: Types | Sequence[Types], n: int) -> Sequence[Types]:
     if isinstance(first, CacheType) and isinstance(second, CacheType):
         return [(first, second)] * n
     assert len(types) == n
-    return types  # type: ignore[return-value]
+    return cast("Sequence[Types]", types)
