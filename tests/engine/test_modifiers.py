@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,9 +40,9 @@ def model(name: str = "qwen2", backend: str = "cpu", threads: int = 1, bias: flo
     return Model(replace(found, tensors=tensors), new_ops(backend, threads))
 
 
-def logits(ctk: str, ctv: str = "f32", **of_model: object) -> np.ndarray:
+def logits(ctk: str, ctv: str = "f32", **of_model: Any) -> np.ndarray:
     """After every token of the prompt but the first, some from a prompt and some one by one."""
-    session = Session(model(**of_model), ctk=ctk, ctv=ctv)  # type: ignore[arg-type]
+    session = Session(model(**of_model), ctk=ctk, ctv=ctv)
     found = [rows for _, rows in session.score(PROMPT[:150])]
     found += [session.extend([token])[None] for token in PROMPT[150:]]
     return np.concatenate(found)

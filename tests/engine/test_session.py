@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,8 +51,8 @@ def exact(name: str) -> Checkpoint:
     return replace(found, tensors=tensors)
 
 
-def session(name: str = "llama", kind: str | CacheType = "f32", **options: object) -> Session:
-    return Session(model(name), ctk=kind, ctv=options.pop("ctv", kind), **options)  # type: ignore[arg-type]
+def session(name: str = "llama", kind: str | CacheType = "f32", **options: Any) -> Session:
+    return Session(model(name), ctk=kind, ctv=options.pop("ctv", kind), **options)
 
 
 def text(n: int, seed: int = 0) -> list[int]:
@@ -222,8 +223,8 @@ class SimulatedOps(ReferenceOps):
 def test_a_token_reads_packed_pages_and_its_own_page_exactly(
     name: str, ctk: str, ctv: str, sink: int
 ) -> None:
-    tokens, kinds = PROMPT[:110], {"ctk": ctk, "ctv": ctv, "sink": sink}
-    simulated = Session(Model(exact(name), SimulatedOps()), **kinds)  # type: ignore[arg-type]
+    tokens = PROMPT[:110]
+    simulated = Session(Model(exact(name), SimulatedOps()), ctk=ctk, ctv=ctv, sink=sink)
     want = np.concatenate([part for _, part in simulated.score(tokens)])
     fused = session(name, ctk, ctv=ctv, sink=sink)
     got = [part for cut in ((0, 45), (45, 110)) for _, part in fused.score(tokens[slice(*cut)])]
@@ -316,7 +317,7 @@ class SpoiledOps(CpuOps):
         super().__init__(1)
         self.spoiled, self.row = name, row
 
-    def upload(self, tensor: Tensor) -> object:  # type: ignore[override]
+    def upload(self, tensor: Tensor) -> Any:
         if tensor.name == self.spoiled:
             values = dequantize(tensor).copy()
             values[self.row, 0] = np.nan
@@ -324,7 +325,7 @@ class SpoiledOps(CpuOps):
             tensor = Tensor(tensor.name, "F32", tensor.shape, data)
         return super().upload(tensor)
 
-    def table(self, tensor: Tensor) -> object:  # type: ignore[override]
+    def table(self, tensor: Tensor) -> Any:
         return self.upload(tensor)
 
 

@@ -42,7 +42,8 @@ class Seen:
         self.keys: dict[int, list[np.ndarray]] = {}
         self.queries: dict[int, list[np.ndarray]] = {}
         self._ops, self._append, self._attend = ops, ops.append, ops.attend
-        ops.append, ops.attend = self.append, self.attend  # type: ignore[method-assign]
+        for name in ("append", "attend"):
+            setattr(ops, name, getattr(self, name))
 
     def append(self, layer: LayerCache, k: np.ndarray, v: np.ndarray) -> None:
         self.keys.setdefault(layer.index, []).append(self._ops.to_host(k).copy())

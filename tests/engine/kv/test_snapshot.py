@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,8 +37,8 @@ def model(name: str = "llama", backend: str = "cpu") -> Model:
     return Model(open_checkpoint(ORACLES / name), new_ops(backend, threads))
 
 
-def session(name: str = "llama", kind: str | CacheType = "q8_0", **options: object) -> Session:
-    return Session(model(name), ctk=kind, ctv=options.pop("ctv", kind), **options)  # type: ignore[arg-type]
+def session(name: str = "llama", kind: str | CacheType = "q8_0", **options: Any) -> Session:
+    return Session(model(name), ctk=kind, ctv=options.pop("ctv", kind), **options)
 
 
 def goes_on_alike(one: Session, other: Session) -> None:
@@ -325,16 +326,16 @@ def test_values_beyond_the_range_of_the_new_type_are_refused(tmp_path: Path) -> 
 class Stopping:
     """A file on which one write fails."""
 
-    def __init__(self, file: object, error: BaseException) -> None:
+    def __init__(self, file: Any, error: BaseException) -> None:
         self.file, self.error, self.writes = file, error, 0
 
     def write(self, data: bytes) -> None:
         self.writes += 1
         if self.writes == 4:
             raise self.error
-        self.file.write(data)  # type: ignore[attr-defined]
+        self.file.write(data)
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.file, name)
 
 
@@ -348,8 +349,8 @@ def test_a_full_disk_or_an_interruption_leaves_the_old_file(
     own.extend(TEXT[70:80])
 
     class Opened:
-        def __init__(self, **options: object) -> None:
-            self.inner = real(**options)  # type: ignore[call-overload]
+        def __init__(self, **options: Any) -> None:
+            self.inner = real(**options)
 
         def __enter__(self) -> Stopping:
             return Stopping(self.inner.__enter__(), error)
