@@ -24,7 +24,6 @@ from engine.cpu.planes import step_codes
 from engine.cpu.simd import (
     bitcast,
     convert,
-    f16x16,
     f32x16,
     fma,
     i8x16,
@@ -37,6 +36,7 @@ from engine.cpu.simd import (
     u8x64,
     zeros,
 )
+from engine.cpu.vmath import halves
 
 _AHEAD = 8192  # bytes: what memory delivers while it takes to answer
 
@@ -50,11 +50,6 @@ def _sum_steps(codes, planes, first, count, bits):
         high = dot_bytes(high, u, four_bytes(planes + 4 * j))
         low = dot_bytes(low, u, four_bytes(planes + SET + 4 * j))
     return (high << 8) + low
-
-
-@inlined
-def _halves(address):
-    return convert(f32x16, load(f16x16, address))
 
 
 @inlined
@@ -92,9 +87,9 @@ def _block_dot(layout: Layout) -> Verb:
             product = product * _splat_at(steps + 4 * k)
             if zero != 0:
                 product = fma(_splat_at(sums + 4 * k), splat(f32x16, zero), product)
-            total = fma(product, _halves(group + at_scales), total)
+            total = fma(product, halves(group + at_scales), total)
             if minima:
-                offset = fma(_splat_at(sums + 4 * k), _halves(group + at_minima), offset)
+                offset = fma(_splat_at(sums + 4 * k), halves(group + at_minima), offset)
             group += unit
         store(out, total + offset)
 
@@ -109,8 +104,8 @@ def _super_dot(layout: Layout) -> Verb:
     at_scales, at_minima, at_d, at_dmin, unit = _offsets(layout)
 
     def dot(group, x, columns, out):
-        steps, sums, halves = steps_of(x, columns)
-        sums = halves if parts == 2 else sums
+        steps, sums, half_sums = steps_of(x, columns)
+        sums = half_sums if parts == 2 else sums
         total, offset = zeros(f32x16), zeros(f32x16)
         for _ in range(columns // 256):
             inner, low = zeros(f32x16), zeros(f32x16)
@@ -130,9 +125,9 @@ def _super_dot(layout: Layout) -> Verb:
                     sums += 4
                 steps += 4
                 x += 64
-            total = fma(inner, _halves(group + at_d), total)
+            total = fma(inner, halves(group + at_d), total)
             if minima:
-                offset = fma(low, _halves(group + at_dmin), offset)
+                offset = fma(low, halves(group + at_dmin), offset)
             group += unit
         store(out, total + offset)
 
@@ -143,8 +138,8 @@ def _super_dot(layout: Layout) -> Verb:
 def _scale(scales, d, i, is_super):
     """Scale i of a unit."""
     if is_super:
-        return _bytes(scales + LANES * i) * _halves(d)
-    return _halves(scales)
+        return _bytes(scales + LANES * i) * halves(d)
+    return halves(scales)
 
 
 @inlined

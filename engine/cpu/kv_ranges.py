@@ -5,14 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from engine.cpu.jit import inlined
-from engine.cpu.simd import convert, f16x16, f32x16, fma, load, splat, store
+from engine.cpu.simd import f32x16, fma, splat, store
+from engine.cpu.vmath import halves
 
 NORMS, MINIMA = 1, 2
-
-
-@inlined
-def halves(address):
-    return convert(f32x16, load(f16x16, address))
 
 
 @inlined

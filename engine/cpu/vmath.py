@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.cpu.jit import kernel
+from engine.cpu.jit import inlined, kernel
 from engine.cpu.simd import (
     bitcast,
     convert,
+    f16x16,
     f32x16,
     fma,
     i32x16,
     intrinsic,
+    load,
     maximum,
     minimum,
     rint,
@@ -24,6 +26,12 @@ _LOG2E = np.float32(1.4426950408889634)
 # ln 2 in two parts, the first exact in a few bits, so that n ln 2 loses nothing
 _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 _LOWEST, _HIGHEST = np.float32(-87.0), np.float32(88.0)
+
+
+@inlined
+def halves(address):
+    """The 16 float16 at an address as f32x16."""
+    return convert(f32x16, load(f16x16, address))
 
 
 @intrinsic

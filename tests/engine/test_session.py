@@ -223,11 +223,10 @@ class SimulatedOps(ReferenceOps):
 def test_a_token_reads_packed_pages_and_its_own_page_exactly(
     name: str, ctk: str, ctv: str, sink: int
 ) -> None:
-    tokens = PROMPT[:110]
     simulated = Session(Model(exact(name), SimulatedOps()), ctk=ctk, ctv=ctv, sink=sink)
-    want = np.concatenate([part for _, part in simulated.score(tokens)])
+    want = np.concatenate([part for _, part in simulated.score(PROMPT[:110])])
     fused = session(name, ctk, ctv=ctv, sink=sink)
-    got = [part for cut in ((0, 45), (45, 110)) for _, part in fused.score(tokens[slice(*cut)])]
+    got = [part for cut in ((0, 45), (45, 110)) for _, part in fused.score(PROMPT[slice(*cut)])]
     # a code that flips moves the logits of few tokens, a page in the wrong form those of all after
     assert spread(np.concatenate(got), want) < TOLERANCE
 
