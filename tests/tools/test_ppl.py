@@ -112,10 +112,10 @@ def test_bad_settings_are_refused_by_name(
 
 @pytest.mark.real
 def test_smollm2_has_llama_cpps_perplexity(real_model, wikitext: Path) -> None:
-    """llama-perplexity of 2026-10-01, `-c 1024 --chunks 2`, with the weights expanded to F32 so
-    that it does not round activations: 9.1504, then 15.6883.  Ours are rounded to bfloat16."""
+    """llama-perplexity of 2026-10-01, `-c 1024 --chunks 4`, with the weights expanded to F32 so
+    that it does not round activations, ends at 18.8779.  Ours are rounded to bfloat16 on tile
+    registers, which moves a single window by up to 0.2 % either way: only the last counts."""
     model = load_model(real_model("smollm2-135m"))
     text = wikitext.read_text(encoding="utf-8")
-    measurement = Perplexity(model, text, Settings("llama", 1024, 2, "f16", "f16"))
-    running = [score.ppl for score in measurement]
-    np.testing.assert_allclose(running, [9.1504, 15.6883], rtol=2e-3)
+    score = last(Perplexity(model, text, Settings("llama", 1024, 4, "f16", "f16")))
+    assert score.ppl == pytest.approx(18.8779, rel=1e-3)
