@@ -93,11 +93,11 @@ def _view(data: np.ndarray, base: int, info: TensorInfo, alignment: int, source:
     start, size = base + info.offset, rows * row_bytes
     if start + size > data.size:
         raise InputError(
-            f"{source}: truncated: tensor {info.name!r:.80} {list(info.shape)} {info.type} takes "
-            f"bytes {start} to {start + size}, the file has {data.size}"
+            f"{source}: truncated: tensor {info.name!r:.80} {list(info.shape)} {info.type.name} "
+            f"takes bytes {start} to {start + size}, the file has {data.size}"
         )
     view = data[start : start + size].reshape(rows, row_bytes)
-    return Tensor(info.name, info.type, info.shape, view)
+    return Tensor(info.name, info.type.name, info.shape, view)
 
 
 def _check_no_overlap(infos: list[TensorInfo], source: str) -> None:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from engine.errors import InputError
+from engine.ggml_types import GGML_TYPES, GgmlType
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)  # version 1 had 32-bit counts and has not been written since August 2023
@@ -50,14 +50,13 @@ class TensorInfo:
     """One row of the tensor table: `shape` row-major, `offset` from the start of the data."""
 
     name: str
-    type: str
+    type: GgmlType
     shape: tuple[int, ...]
     offset: int
 
     @property
     def row_bytes(self) -> int:
-        block, size = GGML_QUANT_SIZES[GGMLQuantizationType[self.type]]
-        return self.shape[-1] // block * size
+        return self.shape[-1] // self.type.block * self.type.nbytes
 
 
 @dataclass(frozen=True)
@@ -207,18 +206,16 @@ def _tensor(reader: _Reader) -> TensorInfo:
     if 0 in shape:
         reader.fail(f"tensor {_short(name)} has shape {list(shape)}, expected positive dimensions")
     code = reader.number(_U32)
-    try:
-        kind = GGMLQuantizationType(code)
-    except ValueError:
-        known = " ".join(kind.name for kind in GGMLQuantizationType)
+    kind = GGML_TYPES.get(code)
+    if kind is None:
+        known = " ".join(kind.name for kind in GGML_TYPES.values())
         reader.fail(f"tensor {_short(name)} has unknown ggml type {code}, known are {known}")
-    block, _ = GGML_QUANT_SIZES[kind]
-    if shape[-1] % block:
+    if shape[-1] % kind.block:
         reader.fail(
             f"tensor {_short(name)} has {shape[-1]} columns, "
-            f"{kind.name} needs a multiple of {block}"
+            f"{kind.name} needs a multiple of {kind.block}"
         )
-    return TensorInfo(name, kind.name, shape, reader.number(_U64))
+    return TensorInfo(name, kind, shape, reader.number(_U64))
 
 
 def _short(text: str) -> str:

@@ -5,6 +5,7 @@ Commands import what they need when they run, so that `--help` and `--version` a
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -43,6 +44,8 @@ from minikv.sources import DEFAULT
 from minikv.sweep import app as sweep
 from minikv.text import one_line
 
+_OBJECTS_PER_COLLECTION = 100_000  # Python's default is 700
+
 # help in plain text: no boxes, so it reads the same in a terminal, a pipe and a log
 app = typer.Typer(
     name="minikv", rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False
@@ -62,6 +65,8 @@ def main() -> NoReturn:
     1 for input that cannot be used, 2 for a command line that cannot be read, 130 after Ctrl-C.
     """
     _prepare_streams()
+    # a vocabulary is some 300,000 objects for life: Python would look through them all the time
+    gc.set_threshold(_OBJECTS_PER_COLLECTION)
     try:
         status = app(standalone_mode=False) or 0
         sys.stdout.flush()

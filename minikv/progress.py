@@ -1,20 +1,29 @@
-"""Download progress on stderr, drawn with rich."""
+"""Progress on stderr, drawn with rich, which is imported when there is something to draw."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-from rich import progress as bars
-from rich.console import Console
 from rich.filesize import decimal
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class TerminalProgress:
     """A bar on a terminal; elsewhere one line when a task starts and one when it is done."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
+        self._given = console
+
+    @cached_property
+    def _console(self) -> Console:
+        from rich.console import Console
+
+        return self._given or Console(stderr=True)
 
     @contextmanager
     def task(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -23,6 +32,8 @@ class TerminalProgress:
             yield lambda done: None
             self.say(f"{label}: done")
             return
+        from rich import progress as bars
+
         columns = (
             bars.TextColumn("{task.description}", markup=False),
             bars.BarColumn(),

@@ -2,54 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-import time
+import ctypes
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numba
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
 
-from engine.config import cache_dir
+from engine.cpu.kernel_cache import KernelCache, name_of, own_folder
 from engine.cpu.simd import intrinsic, load_i64
 
+_CACHE = KernelCache(own_folder())
+_ENGINES: list[binding.ExecutionEngine] = []
 
-def _source_hash() -> str:
-    """Of all kernels: Numba notices edits in a function's own file, not in what it calls."""
-    digest = hashlib.sha256(numba.__version__.encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-_UNUSED = 30 * 86400  # seconds after which the kernels of other sources are deleted
-
-
-def _kernel_dir() -> Path:
-    """The folder of these sources' compiled kernels; those of others, long unused, go."""
-    folders = cache_dir() / "kernels"
-    own = folders / _source_hash()
-    own.mkdir(parents=True, exist_ok=True)
-    own.touch()
-    for other in folders.iterdir():
-        with suppress(OSError):  # someone else may be deleting it, too
-            if time.time() - other.stat().st_mtime > _UNUSED:
-                shutil.rmtree(other)
-    return own
-
-
-numba.config.CACHE_DIR = str(_kernel_dir())  # type: ignore[attr-defined]
+# Numba's runtime has it and is far slower to set up; only errors, which no kernel raises, call it.
+binding.add_symbol("NRT_Free", ctypes.cast(ctypes.pythonapi.PyMem_Free, ctypes.c_void_p).value)
 
 _OPTIONS: dict[str, Any] = {
-    "nogil": True,
     "boundscheck": False,
     "error_model": "numpy",
-    "cache": True,
 }
 
 kernel: Any = numba.njit(**_OPTIONS)
@@ -68,14 +41,41 @@ class Verb:
         self.body = body
 
     @cached_property
-    def _compiled(self) -> Any:
-        arguments = ", ".join(["int64"] * self.body.__code__.co_argcount)
-        options = {name: value for name, value in _OPTIONS.items() if name != "nogil"}
-        return numba.cfunc(f"void({arguments})", **options)(self.body)
+    def address(self) -> int:
+        name = name_of(self.body)
+        found = _CACHE.read(name)
+        if found is None:
+            found = self._compiled()
+            _CACHE.write(name, found)
+        symbol, _, code = found.partition(b"\n")
+        return _linked(code).get_function_address(symbol.decode())
+
+    @cached_property
+    def function(self) -> Callable[..., None]:
+        """The kernel for Python to call; other threads of Python run meanwhile."""
+        return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * self._arity)(self.address)
 
     @property
-    def address(self) -> int:
-        return self._compiled.address
+    def _arity(self) -> int:
+        return self.body.__code__.co_argcount
+
+    def _compiled(self) -> bytes:
+        """The symbol to call, a line break, object code."""
+        signature = f"void({', '.join(['int64'] * self._arity)})"
+        compiled: Any = numba.cfunc(signature, **_OPTIONS)(self.body)
+        _, _, (code, _) = compiled._library.serialize_using_object_code()
+        return compiled.native_name.encode() + b"\n" + code
+
+
+def _linked(code: bytes) -> binding.ExecutionEngine:
+    """An engine of LLVM that holds object code for as long as the process lives."""
+    target = binding.Target.from_default_triple().create_target_machine(jit=True)
+    # one for each verb: functions that several call are in the code of each
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), target)
+    engine.add_object_file(binding.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    _ENGINES.append(engine)
+    return engine
 
 
 @intrinsic

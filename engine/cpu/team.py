@@ -92,7 +92,6 @@ def _work(control, slot):
                 _advance(control, slot)
 
 
-@kernel
 def _serve(control, slot):
     """A thread's life: work, spin, sleep."""
     while atomic_load(control + _STOP) == 0:
@@ -108,7 +107,6 @@ def _serve(control, slot):
                 atomic_add(control + _SLEEPERS, -1)
 
 
-@kernel
 def _run(control, program, entries):
     """Run a program and return when it has finished."""
     atomic_store(control + _PROGRAM, program)
@@ -127,10 +125,12 @@ def _run(control, program, entries):
             yield_core()
 
 
-@kernel
 def _stop(control):
     atomic_store(control + _STOP, 1)
     _announce(control)
+
+
+_SERVE, _RUN, _STOP_THREADS = Verb(_serve), Verb(_run), Verb(_stop)
 
 
 class Program:
@@ -194,12 +194,12 @@ class Team:
         thread's share of scratch memory.  Safe to call from any thread; calls wait for each other.
         """
         with self._lock, _bound_to(self._cores[:1]):
-            _run(self._control, table.ctypes.data, len(table))
+            _RUN.function(self._control, table.ctypes.data, len(table))
 
 
 def _run_thread(memory: np.ndarray, control: int, slot: int, cores: tuple[int, ...]) -> None:
     with _bound_to(cores[slot : slot + 1]):
-        _serve(control, slot)
+        _SERVE.function(control, slot)
 
 
 @contextmanager
@@ -217,4 +217,4 @@ def _bound_to(cores: tuple[int, ...]) -> Iterator[None]:
 
 
 def _stop_threads(memory: np.ndarray, control: int) -> None:
-    _stop(control)
+    _STOP_THREADS.function(control)

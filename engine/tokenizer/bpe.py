@@ -56,10 +56,9 @@ class BpeTokenizer(PartitionedTokenizer):
         for rank, merge in enumerate(merges):
             cut = merge.find(" ", 1)
             left, right = merge[:cut], merge[cut + 1 :]
-            parts = (left, right, left + right)
-            if cut > 0 and all(part in ids for part in parts):
+            if cut > 0 and left in ids and right in ids and left + right in ids:
                 pairs.append((left, right))
-            elif cut < 0 or not all(part in ids or part in apart for part in parts):
+            elif cut < 0 or not all(t in ids or t in apart for t in (left, right, left + right)):
                 raise InputError(f"tokenizer.ggml.merges: merge {rank} is {merge!r:.60}, no tokens")
         return models.BPE(vocab=ids, merges=pairs, ignore_merges=ignore_merges)
 

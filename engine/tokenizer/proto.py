@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
+from functools import cache
+
+from engine.tokenizer.base import NORMAL
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 
@@ -17,14 +20,16 @@ CHARSMAP, ADD_DUMMY_PREFIX, REMOVE_EXTRA_WHITESPACES, ESCAPE_WHITESPACES = 2, 3,
 
 UNIGRAM, BPE = 1, 2  # TrainerSpec.model_type
 
+_SCORE = struct.Struct("<Bf")  # its tag and its value
+
 
 def bpe_model(pieces: Iterable[tuple[str, float, int]], byte_fallback: bool) -> bytes:
     """A BPE ModelProto of (text, score, type); its normalizer only turns spaces into U+2581."""
-    score_tag = _varint(SCORE << 3 | _FIXED32)
     parts = []
-    for text, score, type in pieces:
-        body = _bytes_field(PIECE, text.encode()) + score_tag + struct.pack("<f", score)
-        parts.append(_bytes_field(PIECES, body + _int_field(TYPE, type)))
+    for text, score, type in pieces:  # up to 262144 of them: a second, if each were put together
+        data = text.encode()
+        parts += (_piece_head(len(data)), data, _SCORE.pack(SCORE << 3 | _FIXED32, score))
+        parts.append(_piece_end(type))
     trainer = _int_field(MODEL_TYPE, BPE) + _int_field(BYTE_FALLBACK, byte_fallback)
     normalizer = (
         _int_field(ADD_DUMMY_PREFIX, 0)
@@ -33,6 +38,20 @@ def bpe_model(pieces: Iterable[tuple[str, float, int]], byte_fallback: bool) -> 
     )
     parts += [_bytes_field(TRAINER, trainer), _bytes_field(NORMALIZER, normalizer)]
     return b"".join(parts)
+
+
+@cache
+def _piece_head(nbytes: int) -> bytes:
+    """What stands before a piece's text of so many bytes."""
+    text = _varint(PIECE << 3 | _BYTES) + _varint(nbytes)
+    rest = nbytes + _SCORE.size + len(_piece_end(NORMAL))
+    return _varint(PIECES << 3 | _BYTES) + _varint(len(text) + rest) + text
+
+
+@cache
+def _piece_end(type: int) -> bytes:
+    """What stands behind a piece's score."""
+    return _int_field(TYPE, type)
 
 
 def _varint(value: int) -> bytes:

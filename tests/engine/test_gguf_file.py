@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.errors import InputError
+from engine.ggml_types import GGML_TYPES
 from engine.gguf_file import open_gguf
 
 TYPES = sorted(gguf.GGML_QUANT_SIZES, key=int)
@@ -110,6 +111,8 @@ def test_tensors_agree_with_the_reference_reader(model: Path) -> None:
 def test_every_ggml_type_is_accepted(model: Path) -> None:
     types = {tensor.type for tensor in open_gguf(model).tensors.values()}
     assert types == set(gguf.GGMLQuantizationType.__members__)
+    for kind, (block, nbytes) in gguf.GGML_QUANT_SIZES.items():
+        assert GGML_TYPES[int(kind)] == (kind.name, block, nbytes)
 
 
 def test_data_is_a_read_only_view_of_rows(model: Path) -> None:

@@ -146,13 +146,13 @@ def test_pinned_threads_keep_to_their_cores_and_the_caller_only_while_it_works(
     others = set(threading.enumerate())
     pinned = Team(len(cores), cores)
     workers = [one.native_id for one in threading.enumerate() if one not in others]
-    run, seen = team._run, []
+    run, seen = team._RUN.function, []
 
     def watched(*arguments: int) -> None:
         seen.append(os.sched_getaffinity(0))
         run(*arguments)
 
-    monkeypatch.setattr(team, "_run", watched)
+    monkeypatch.setattr(team._RUN, "function", watched)
     assert run_counts(pinned, 100)[0].sum() == 100
     assert seen == [{cores[0]}]
     assert os.sched_getaffinity(0) == before

@@ -1,0 +1,86 @@
+"""Compiled verbs on disk.
+
+Numba's own cache would do, but to read it Numba sets up all the types and functions it knows, which
+takes far longer than LLVM takes to link the code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba
+from numba.core.registry import cpu_target
+
+from engine.config import cache_dir
+
+_UNUSED = 30 * 86400  # seconds after which the kernels of other sources are deleted
+_DIGEST_NBYTES = 32
+
+
+class KernelCache:
+    """The object code of verbs in a folder, one file each, behind its SHA-256.  Where nothing can
+    be written, nothing is kept."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def read(self, name: str) -> bytes | None:
+        """What is stored as `name`, None if there is nothing whole."""
+        try:
+            stored = (self._folder / name).read_bytes()
+        except OSError:
+            return None
+        digest, code = stored[:_DIGEST_NBYTES], stored[_DIGEST_NBYTES:]
+        return code if hashlib.sha256(code).digest() == digest else None
+
+    def write(self, name: str, code: bytes) -> None:
+        with suppress(OSError):
+            file, path = tempfile.mkstemp(dir=self._folder)
+            with open(file, "wb") as stream:
+                stream.write(hashlib.sha256(code).digest() + code)
+            os.replace(path, self._folder / name)
+
+
+def own_folder() -> Path:
+    """The folder of these sources' kernels for this processor; those of others, long unused, go."""
+    folders = cache_dir() / "kernels"
+    own = folders / _key()
+    own.mkdir(parents=True, exist_ok=True)
+    own.touch()
+    for other in folders.iterdir():
+        with suppress(OSError):  # someone else may be deleting it, too
+            if time.time() - other.stat().st_mtime > _UNUSED:
+                shutil.rmtree(other)
+    return own
+
+
+def name_of(body: Callable[..., None]) -> str:
+    """Tells a verb from all others: its function, its file, and what it closes over."""
+    cells = [cell.cell_contents for cell in body.__closure__ or ()]
+    unknown = [value for value in cells if callable(value)]
+    if unknown:
+        raise TypeError(f"{body.__qualname__} closes over {unknown[0]!r}, no plain value")
+    code = body.__code__
+    digest = hashlib.sha256(repr((cells, body.__defaults__)).encode())
+    if Path(code.co_filename).parent != Path(__file__).parent:  # not part of the folder's key
+        digest.update(Path(code.co_filename).read_bytes())
+    return f"{body.__module__}.{body.__qualname__}.{digest.hexdigest()[:16]}"
+
+
+def _key() -> str:
+    """Of all kernel sources, what compiles them, and the processor they are compiled for."""
+    target: Any = cpu_target.target_context
+    about = numba.__version__, llvmlite.__version__, *target.codegen().magic_tuple()
+    digest = hashlib.sha256(repr(about).encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
