@@ -22,7 +22,7 @@ from minikv.text import nbytes_of, one_line, size
 from tools.doctor import BOUND
 from tools.plan import Plan, cheapest
 from tools.ppl import files_sha256
-from tools.results import Cell, Pair, Results
+from tools.results import Cell, Pair, Results, cell_name
 
 Policies = dict[Pair, Policy]  # by the names of the keys' and the values' types
 
@@ -114,7 +114,7 @@ def _cheapest(
 ) -> dict[str, Any]:
     chosen: dict[str, Any] = {"bound": request.bound, "pair": None}
     if cell is not None:
-        chosen["pair"] = _pair(found, request, cell.pair, Policy.of(*cell.pair, sink), (n_ctx,))
+        chosen["pair"] = _pair(found, request, cell.pair, cell.stored(sink), (n_ctx,))
         chosen["mean_kld"] = cell.values["mean_kld"]
     return chosen
 
@@ -155,7 +155,7 @@ def _cheapest_line(cheapest: dict[str, Any]) -> str:
     (context,) = pair["contexts"]
     return (
         f"cheapest measured pair with a mean KLD of at most {bound:g}: "
-        f"{pair['ctk']}/{pair['ctv']}, {cheapest['mean_kld']:.6f}; "
+        f"{cell_name((pair['ctk'], pair['ctv']))}, {cheapest['mean_kld']:.6f}; "
         f"{size(context['cache_bytes'])} at {context['n_ctx']} tokens"
     )
 

@@ -14,9 +14,11 @@ from minikv.options import (
     CtvOption,
     JsonOption,
     ModelOption,
+    PolicyOption,
     RunsByDefault,
     SinkOption,
     ThreadsOption,
+    kv_policy,
 )
 from minikv.sources import DEFAULT
 
@@ -24,6 +26,7 @@ _EXAMPLES = """\b
 Examples:
   minikv ruler -m qwen2.5-coder-1.5b -c 4096 -ctk q8_0 -ctv int3nsep --dump ruler.json
   minikv ruler --tasks single,multikey --samples 50 -ctk int3nsep -ctv int3nsep
+  minikv ruler --kv-policy mixed.toml --dump ruler.json
   minikv ruler report ruler.json
   minikv ruler run --help
 """
@@ -38,10 +41,12 @@ app = typer.Typer(
 
 @app.command("run", epilog=_EXAMPLES)
 def _run(
+    context: typer.Context,
     model: ModelOption = DEFAULT,
     ctk: CtkOption = "bf16",
     ctv: CtvOption = "bf16",
     sink: SinkOption = 0,
+    policy: PolicyOption = None,
     base_ctk: BaseCtkOption = "bf16",
     base_ctv: BaseCtvOption = "bf16",
     n_ctx: Annotated[
@@ -83,7 +88,8 @@ def _run(
     from minikv.ruler_run import Asking, run
     from minikv.run import ModelChoice
 
-    choice = ModelChoice(model, ctk, ctv, n_ctx, threads, backend, sink)
+    stored = kv_policy(context, policy)
+    choice = ModelChoice(model, ctk, ctv, n_ctx, threads, backend, sink, stored)
     names = [name for name in tasks.split(",") if name]
     asking = Asking(names, samples, seed, limit, prefill_no_think)
     run(choice, (base_ctk, base_ctv), asking, dump, as_json)

@@ -38,15 +38,10 @@ class Asking:
     def answerers(self, choice: ModelChoice, base: tuple[str, str]) -> list[EngineAnswerer]:
         """The base and, if it is another one, the cache of `choice`, over one model."""
         model = choice.load()
-        types = dict.fromkeys([(*base, 0), (choice.ctk, choice.ctv, choice.sink)])
+        reference = replace(choice, ctk=base[0], ctv=base[1], sink=0, policy=None)
         return [
-            EngineAnswerer(
-                replace(choice, ctk=ctk, ctv=ctv, sink=sink),
-                self.limit,
-                self.prefill_no_think,
-                model,
-            )
-            for ctk, ctv, sink in types
+            EngineAnswerer(each, self.limit, self.prefill_no_think, model)
+            for each in dict.fromkeys([reference, choice])
         ]
 
 

@@ -26,6 +26,7 @@ Examples:
   minikv sweep -f wiki.test.raw --ctk f16,q8_0,q4_0 --ctv f16,q8_0,q4_0 --db grid.sqlite
   minikv sweep -f wiki.test.raw --ctk q8_0 --ctv q8_0,q4_0 --metrics kld,speed --db fast.sqlite
   minikv sweep -f wiki.test.raw --ctk f16,q4_0 --ctv f16 --metrics recall --db recall.sqlite
+  minikv sweep -f wiki.test.raw --kv-policy a.toml --kv-policy b.toml --db policies.sqlite
   minikv sweep ... --executor dask://192.168.1.10:8786
   minikv sweep report --db grid.sqlite --out grid/
   minikv sweep run --help
@@ -34,7 +35,7 @@ Examples:
 app = typer.Typer(
     cls=RunsByDefault,
     rich_markup_mode=None,
-    help="Measure every pair of a key type and a value type, and report the grid.",
+    help="Measure every pair of a key type and a value type, and policies, and report the grid.",
     epilog=_EXAMPLES,
 )
 
@@ -42,29 +43,40 @@ app = typer.Typer(
 @app.command("run")
 def _run(
     file: TextOption,
+    database: Annotated[
+        Path, typer.Option("--db", help="The results: made, or continued if it exists.")
+    ],
     ctk: Annotated[
         str,
         typer.Option(
             "-ctk",
             "--ctk",
             metavar="LIST",
+            show_default=False,
             help="Key types, with commas between.",
             callback=of_side("k"),
         ),
-    ],
+    ] = "",
     ctv: Annotated[
         str,
         typer.Option(
             "-ctv",
             "--ctv",
             metavar="LIST",
+            show_default=False,
             help="Value types, likewise.",
             callback=of_side("v"),
         ),
-    ],
-    database: Annotated[
-        Path, typer.Option("--db", help="The results: made, or continued if it exists.")
-    ],
+    ] = "",
+    policies: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--kv-policy",
+            metavar="FILE",
+            help="A cell beside the pairs, or without any: types by layer, sinks of its own and an "
+            "exact window, in TOML.  Give it once for each file.",
+        ),
+    ] = None,
     model: ModelOption = DEFAULT,
     metrics: Annotated[
         str, typer.Option(metavar="LIST", help="Of ppl, kld, recall, bytes, speed.")
@@ -93,10 +105,11 @@ def _run(
     threads: ThreadsOption = None,
     backend: BackendOption = "cpu",
 ) -> None:
-    """Measure every pair of a key type and a value type on the same tokens.
+    """Measure every pair of a key type and a value type, and policies, on the same tokens.
 
     Each cell is kept in the file the moment it is finished.  Stop it as you like: the same command
-    goes on where it stopped, and tries cells again that failed.
+    goes on where it stopped, and tries cells again that failed.  A policy is known by its file's
+    name and bytes: edited, it is another cell.
 
     recall has functions repeated verbatim, as minikv recall random-bodies does.
 
@@ -104,6 +117,7 @@ def _run(
     model under the same name.  Results still come here; a cell whose worker dies goes to another.
     Every worker process loads the model and uses -t threads.
     """
+    from engine.kv.policy_file import read_policy
     from minikv.ppl import read_text
     from minikv.run import ModelChoice
     from minikv.sweep_plan import Plan
@@ -115,7 +129,8 @@ def _run(
 
     lists = (tuple(x for x in text.split(",") if x) for text in (ctk, ctv, metrics))
     keys, values, measures = lists
-    grid = Grid(keys, values, (base_ctk, base_ctv), measures)
+    stored = tuple(map(read_policy, policies or ()))
+    grid = Grid(keys, values, (base_ctk, base_ctv), measures, stored)
     choice = ModelChoice(model, base_ctk, base_ctv, n_ctx, threads, backend, sink)
     settings = Settings(protocol, n_ctx, chunks, base_ctk, base_ctv, bos_per_window, sink)
     bodies = RandomBodies(functions, value_len, confusable=confusable)

@@ -35,8 +35,11 @@ class Plan:
 
     def sweep(self) -> Sweep:
         """Load the model.  Raises InputError for what no cell could be measured with."""
+        # what can be refused before a download is
         for name in {*self.grid.ctk, *self.grid.ctv}:
-            kv_format(name)  # refuses unknown names before a download
+            kv_format(name)
+        for policy in self.grid.policies:
+            self.settings.check(policy)
         asked = self.recall if "recall" in self.grid.metrics else None
         model = self.choice.load()
         recall = None if asked is None else self._recall(model, asked)
@@ -55,5 +58,6 @@ class Plan:
 
     def _answerer(self, model: Model, pair: Pair) -> EngineAnswerer:
         # the window's size says nothing of this prompt's: the model's own context
-        choice = replace(self.choice, ctk=pair[0], ctv=pair[1], n_ctx=None)
+        policy = self.grid.policy(pair, self.choice.sink)
+        choice = replace(self.choice, policy=policy, n_ctx=None)
         return EngineAnswerer(choice, LIMIT, prefill_no_think=False, model=model)

@@ -13,10 +13,10 @@ from engine import InputError
 from minikv.run import note
 from minikv.sweep_plan import Plan
 from minikv.text import command_line, one_line
-from tools.grid import beside_base, figures, matrix
-from tools.results import Outcome, Pair, Results
+from tools.grid import beside_base, figures, matrix, split
+from tools.results import Outcome, Pair, Results, cell_name
 from tools.sweep_dask import Cluster
-from tools.sweep_report import Report, matrix_table
+from tools.sweep_report import Report, matrix_table, policy_table
 
 
 def sweep(plan: Plan, file: Path, database: Path, seed: int, executor: str) -> None:
@@ -39,14 +39,16 @@ def sweep(plan: Plan, file: Path, database: Path, seed: int, executor: str) -> N
         else:
             outcomes = cluster.run(plan.anywhere(), identity, results, pending)
         failures = _watched(outcomes, len(pending), database)
-    cells = beside_base(results.cells(), plan.grid.base)
-    for figure in figures(cells):
-        print(f"{figure.title}\n{matrix_table(matrix(cells, figure))}\n")
+    pairs, policies = split(beside_base(results.cells(), plan.grid.base))
+    for figure in figures(pairs):
+        print(f"{figure.title}\n{matrix_table(matrix(pairs, figure))}\n")
+    if policies:
+        print(f"policies\n{policy_table(policies)}\n")
     results.close()
     if failures:
-        (k, v), line = next(iter(failures.items()))
+        pair, line = next(iter(failures.items()))
         raise InputError(
-            f"{len(failures)} of {len(pending)} cells failed, the first {k}/{v}: {line}; "
+            f"{len(failures)} of {len(pending)} cells failed, the first {cell_name(pair)}: {line}; "
             "the same command tries them again"
         )
 
@@ -94,7 +96,7 @@ def _watched(
 
 
 def _line(pair: Pair, outcome: Outcome) -> str:
-    name = "/".join(pair)
+    name = cell_name(pair)
     if isinstance(outcome, str):
         return f"{name}: failed: {one_line(outcome)}"
     shown = [f"{f.title} {f.show(outcome.values[f.key])}" for f in figures([outcome])]

@@ -1,4 +1,7 @@
-"""The cells of a sweep as matrices, and what can be said of them: means, ranks, pairs."""
+"""The cells of a sweep as matrices, and what can be said of them: means, ranks, pairs.
+
+Policies have no place in a matrix: they are rows of a table of their own.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import numpy as np
 
 from tools.extras import extra
 from tools.recall_pairs import PairedRecall, recall_record
-from tools.results import Cell, Pair
+from tools.results import Cell, Pair, is_policy
 
 FEW_WINDOWS = 5  # fewer say nothing of their own spread: tokens are compared instead
 
@@ -74,7 +77,14 @@ def beside_base(cells: list[Cell], base: Pair) -> list[Cell]:
     ]
 
 
+def split(cells: list[Cell]) -> tuple[list[Cell], list[Cell]]:
+    """Those of pairs and those of policies."""
+    pairs = [cell for cell in cells if not is_policy(cell.pair)]
+    return pairs, [cell for cell in cells if is_policy(cell.pair)]
+
+
 def matrix(cells: list[Cell], figure: Figure) -> Matrix:
+    """One figure of the cells of pairs."""
     rows = _by_precision({cell.pair[0]: cell.values["bits_k"] for cell in cells})
     columns = _by_precision({cell.pair[1]: cell.values["bits_v"] for cell in cells})
     values = np.full((len(rows), len(columns)), np.nan)
@@ -83,6 +93,19 @@ def matrix(cells: list[Cell], figure: Figure) -> Matrix:
         if value is not None:
             values[rows.index(cell.pair[0]), columns.index(cell.pair[1])] = value
     return Matrix(figure, rows, columns, values)
+
+
+def policy_rows(cells: list[Cell]) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of a table of policies, from many bits to few: all that was measured."""
+    shown = figures(cells)
+    head = ["policy", "bits K", "bits V", "sink", "recent", *(f.title for f in shown)]
+    rows = []
+    for cell in sorted(cells, key=lambda c: (-c.values["bits_k"] - c.values["bits_v"], c.pair)):
+        have = cell.values
+        row = [cell.pair[0], f"{have['bits_k']:.3f}", f"{have['bits_v']:.3f}"]
+        row += [str(have["sink"]), str(have["recent"])]
+        rows.append(row + ["-" if (x := have.get(f.key)) is None else f.show(x) for f in shown])
+    return head, rows
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
-"""A grid in colours: a PNG picture, and a page that tells each cell's figures under the mouse."""
+"""A grid in colours: a PNG picture, and a page that tells each cell's figures under the mouse, with
+a table of the policies below it."""
 
 from __future__ import annotations
 
+import html
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,11 @@ import numpy as np
 
 from engine.errors import InputError
 from tools.extras import extra
-from tools.grid import Matrix, records
+from tools.grid import Matrix, policy_rows, records, split
 from tools.plots import new_figure, save
 from tools.results import Cell
+
+_TABLE = 0.4  # share of the page's height that a table takes
 
 
 def write_png(m: Matrix, title: str, path: Path) -> None:
@@ -35,9 +39,11 @@ def write_png(m: Matrix, title: str, path: Path) -> None:
 
 
 def write_html(matrices: list[Matrix], cells: list[Cell], title: str, path: Path) -> None:
-    """One self-contained page: a heat map of one figure at a time, chosen from a list."""
+    """One self-contained page: a heat map of one figure at a time, chosen from a list, and the
+    policies' figures in a table."""
     plotly: Any = extra("plotly.graph_objects")
-    hover = {(r["ctk"], r["ctv"]): _hover(r) for r in records(cells, [], {})}
+    pairs, policies = split(cells)
+    hover = {(r["ctk"], r["ctv"]): _hover(r) for r in records(pairs, [], {})}
     figure, titles = plotly.Figure(), [f"{m.figure.title}: {title}" for m in matrices]
     for number, m in enumerate(matrices):
         shown = [["" if np.isnan(x) else m.figure.show(x) for x in row] for row in m.values]
@@ -53,16 +59,33 @@ def write_html(matrices: list[Matrix], cells: list[Cell], title: str, path: Path
         {
             "label": m.figure.title,
             "method": "update",
-            "args": [{"visible": [other is m for other in matrices]}, {"title.text": titles[i]}],
+            "args": [
+                {"visible": [other is m for other in matrices] + [True] * bool(policies)},
+                {"title.text": titles[i]},
+            ],
         }
         for i, m in enumerate(matrices)
     ]
+    if policies:
+        head, rows = policy_rows(policies)
+        named = [[html.escape(name), *others] for name, *others in rows]
+        figure.add_table(
+            header={"values": head},
+            cells={"values": [list(column) for column in zip(*named, strict=True)]},
+            columnwidth=[3] + [1] * (len(head) - 1),
+            domain={"x": [0, 1], "y": [0, _TABLE - 0.12]},
+        )
     figure.update_layout(
         title=titles[0],
         updatemenus=[{"buttons": buttons, "x": 1, "xanchor": "right", "y": 1.15}],
         # categories: names such as "1e5" would otherwise become numbers
         xaxis={"title": "values stored as", "type": "category"},
-        yaxis={"title": "keys stored as", "type": "category", "autorange": "reversed"},
+        yaxis={
+            "title": "keys stored as",
+            "type": "category",
+            "autorange": "reversed",
+            "domain": [_TABLE if policies else 0, 1],
+        },
     )
     try:
         figure.write_html(path, include_plotlyjs=True, full_html=True)

@@ -100,8 +100,8 @@ class Plan:
 
 
 def cheapest(results: Results, plan: Plan, n_ctx: int, bound: float) -> Cell | None:
-    """The measured pair of the smallest cache at `n_ctx` tokens whose mean KLD, in nats, is at most
-    `bound`; None if no pair is.  Raises InputError for results without a KLD."""
+    """The measured pair or policy of the smallest cache at `n_ctx` tokens whose mean KLD, in nats,
+    is at most `bound`; None if there is none.  Raises InputError for results without a KLD."""
     measured = [cell for cell in results.cells() if "mean_kld" in cell.values]
     if not measured:
         raise InputError(f"{results.path}: no cell has a KLD; measure one with --metrics kld")
@@ -110,7 +110,7 @@ def cheapest(results: Results, plan: Plan, n_ctx: int, bound: float) -> Cell | N
     sink = results.identity.get("sink", 0)
 
     def cost(cell: Cell) -> tuple[int, float]:
-        return plan.cache_most(Policy.of(*cell.pair, sink), n_ctx), cell.values["mean_kld"]
+        return plan.cache_most(cell.stored(sink), n_ctx), cell.values["mean_kld"]
 
     return min(good, key=cost, default=None)
 

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from engine.errors import InputError
+from engine.kv.policy import Policy
+from engine.kv.policy_file import parse_policy
 
 _APPLICATION = 0x6D6B7631  # "mkv1": tells our files from other programs' databases
 _SCHEMA = """
@@ -34,16 +36,37 @@ CREATE TABLE IF NOT EXISTS cell (
 ) WITHOUT ROWID;
 """
 
-Pair = tuple[str, str]  # a cell's name: KV cache type of keys, of values
+# a cell's name: KV cache type of keys, of values; a policy, FILE@DIGEST, stands for both
+Pair = tuple[str, str]
+
+
+def is_policy(pair: Pair) -> bool:
+    """Whether a cell is a policy's: no type has an @ in its name."""
+    return "@" in pair[0]
+
+
+def cell_name(pair: Pair) -> str:
+    """What reports call a cell."""
+    return pair[0] if is_policy(pair) else "/".join(pair)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A measured cell.  `nll` float64 [tokens] is empty if nothing was scored."""
+    """A measured cell.  `nll` float64 [tokens] is empty if nothing was scored.
+
+    Of a policy, `values` have its numbers of exact tokens, "sink" and "recent", and the text of its
+    file, "policy".
+    """
 
     pair: Pair
     values: dict[str, Any]
     nll: np.ndarray
+
+    def stored(self, sink: int) -> Policy:
+        """How its cache was stored, a pair's with `sink` exact first tokens."""
+        if is_policy(self.pair):
+            return parse_policy(self.values["policy"], self.pair[0])
+        return Policy.of(*self.pair, sink)
 
 
 Outcome = Cell | str  # what came of a cell; a line if nothing could be measured

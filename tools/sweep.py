@@ -1,4 +1,5 @@
-"""A grid of key types by value types: every pair measured on the same tokens with one model load.
+"""A grid of key types by value types, and policies: all measured on the same tokens with one model
+load.
 
 Cells are independent, and on disk the moment they are finished; a sweep that was stopped, by
 whatever means, goes on with the cells that are missing.
@@ -24,7 +25,7 @@ from engine.session import CHUNK
 from tools.kld import Pieces, Tokens, compare
 from tools.kld_report import Statistics
 from tools.ppl import Score, files_sha256, nll_of
-from tools.results import Cell, Outcome, Pair, Results
+from tools.results import Cell, Outcome, Pair, Results, is_policy
 from tools.speed import side_bytes, tokens_per_second
 from tools.sweep_recall import Recall
 from tools.windows import Settings, Windows, bits_per_value
@@ -35,16 +36,19 @@ MAX_STATES = 4 << 30  # bytes of the reference run's hidden states
 
 @dataclass(frozen=True)
 class Grid:
-    """Which pairs, and what of each.  `base` is the reference pair, always a cell itself."""
+    """Which pairs and policies, and what of each.  `base` is the reference pair, always a cell
+    itself."""
 
     ctk: tuple[str, ...]
     ctv: tuple[str, ...]
     base: Pair = ("f16", "f16")
     metrics: tuple[str, ...] = ("ppl", "kld", "bytes", "speed")
+    policies: tuple[Policy, ...] = ()
 
     def __post_init__(self) -> None:
+        alone = self.policies and not (self.ctk or self.ctv)
         for what, names in (("key types", self.ctk), ("value types", self.ctv)):
-            if not names:
+            if not (names or alone):
                 raise InputError(f"no {what}: the grid has no cells")
         if not self.metrics:
             raise InputError(f"no metrics: choose from {', '.join(METRICS)}")
@@ -54,9 +58,16 @@ class Grid:
 
     def pairs(self, seed: int) -> list[Pair]:
         """All cells, in an order that `seed` decides: an unfinished grid has no bias."""
-        pairs = sorted({self.base, *product(self.ctk, self.ctv)})
+        named = ((policy.name, policy.name) for policy in self.policies)
+        pairs = sorted({self.base, *product(self.ctk, self.ctv), *named})
         random.Random(seed).shuffle(pairs)
         return pairs
+
+    def policy(self, pair: Pair, sink: int) -> Policy:
+        """How a cell is stored, a pair's with `sink` exact first tokens."""
+        if not is_policy(pair):
+            return Policy.of(*pair, sink)
+        return next(policy for policy in self.policies if policy.name == pair[0])
 
 
 class Reference:
@@ -121,8 +132,10 @@ class Sweep:
         self.windows = Windows(model, text, settings)
         for name in {*grid.base, *grid.ctk, *grid.ctv}:
             # refuses what the backend cannot store, and contexts beyond the model's
-            self.windows.session(self._policy((name, name)))
-        self._reference = Reference(self.windows, self._policy(grid.base))
+            self.windows.session(self._stored((name, name)))
+        for policy in grid.policies:
+            self.windows.session(self.windows.stored(policy))
+        self._reference = Reference(self.windows, self._stored(grid.base))
         self._side_bytes: dict[str, tuple[int, int]] = {}
 
     def identity(self) -> dict[str, Any]:
@@ -167,9 +180,11 @@ class Sweep:
     def measure(self, pair: Pair) -> Cell:
         """One cell.  `seconds` is what all its measurements took."""
         start = time.perf_counter()
-        metrics, policy = self.grid.metrics, self._policy(pair)
+        metrics, policy, window = self.grid.metrics, self._stored(pair), self.windows.tokens[0]
         bits_k, bits_v = bits_per_value(self.model.spec, policy)
         values: dict[str, Any] = {"bits_k": bits_k, "bits_v": bits_v}
+        if is_policy(pair):
+            values |= {"sink": policy.sink, "recent": policy.recent, "policy": policy.source}
         nll = np.zeros(0)
         if "kld" in metrics:
             tokens = self._compared(policy)
@@ -180,9 +195,9 @@ class Sweep:
         if not np.isfinite(nll).all():
             raise InputError("the model's logits are not finite")
         if "bytes" in metrics:
-            values["kv_bytes"] = self._bytes(pair[0])[0] + self._bytes(pair[1])[1]
+            values["kv_bytes"] = self._bytes(pair)
         if "speed" in metrics:
-            speed = tokens_per_second(self.model, self.windows.tokens[0], *pair)
+            speed = tokens_per_second(self.model, window, self._policy(pair))
             values["prefill_tps"], values["decode_tps"] = speed
         if self._recall is not None:
             values |= self._recall.measure(pair)
@@ -190,7 +205,11 @@ class Sweep:
         return Cell(pair, values, nll)
 
     def _policy(self, pair: Pair) -> Policy:
-        return self.windows.stored(Policy.of(*pair, self.windows.settings.sink))
+        return self.grid.policy(pair, self.windows.settings.sink)
+
+    def _stored(self, pair: Pair) -> Policy:
+        """The same as the protocol stores it."""
+        return self.windows.stored(self._policy(pair))
 
     def _compared(self, policy: Policy) -> Tokens:
         def compared(windows: Windows, index: int) -> Tokens:
@@ -206,11 +225,12 @@ class Sweep:
         error = score.ppl_stderr
         return np.concatenate(parts), score.ppl, None if math.isnan(error) else error
 
-    def _bytes(self, name: str) -> tuple[int, int]:
-        """Of keys and of values, which do not depend on each other: once per type is enough."""
-        if name not in self._side_bytes:
-            self._side_bytes[name] = side_bytes(self.model, self.windows.tokens[0], name)
-        return self._side_bytes[name]
+    def _bytes(self, pair: Pair) -> int:
+        """Of a window.  Keys and values do not depend on each other: once per type is enough."""
+        for name in set(pair) - self._side_bytes.keys():
+            policy = self._policy((name, name))
+            self._side_bytes[name] = side_bytes(self.model, self.windows.tokens[0], policy)
+        return self._side_bytes[pair[0]][0] + self._side_bytes[pair[1]][1]
 
 
 def told(error: BaseException) -> str:

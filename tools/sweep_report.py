@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,14 +22,17 @@ from tools.grid import (
     figures,
     matrix,
     paired,
+    policy_rows,
     rank_correlations,
     records,
+    split,
 )
 from tools.heatmap import write_html, write_png
 from tools.recall_pairs import PairedRecall, paired_recall, recall_interval
-from tools.results import Cell, Results
+from tools.results import Cell, Results, cell_name
 
 _RANKED = ("mean_kld", "ppl", "recall_lines")  # figures that bits should explain
+_NOT_FLAT = ("recall_targets", "policy")  # figures that a line of CSV has no room for
 
 
 class Report:
@@ -41,11 +45,12 @@ class Report:
         if not self.cells:
             raise InputError(f"{results.path}: no cell is finished yet")
         self.errors = results.errors()
-        self.matrices: list[Matrix] = [matrix(self.cells, f) for f in figures(self.cells)]
+        self.pairs, self.policies = split(self.cells)
+        self.matrices: list[Matrix] = [matrix(self.pairs, f) for f in figures(self.pairs)]
         self.recalls = paired_recall(self.cells, base)
         self.paired: list[Paired] = paired(self.cells, base, self.identity["windows"])
         self.ranks: list[tuple[Figure, list[RankCorrelation]]] = [
-            (m.figure, rank_correlations(self.cells, m.figure))
+            (m.figure, rank_correlations(self.pairs, m.figure))
             for m in self.matrices
             if m.figure.key in _RANKED
         ]
@@ -64,20 +69,23 @@ class Report:
             raise InputError(f"{folder}: cannot be written: {error.strerror}") from None
         title = f"{self.notes.get('model', 'model')}, {self.identity['windows']} windows of "
         title += f"{self.identity['n_ctx']} tokens, against {'/'.join(self.identity['base'])}"
-        write_png(self.matrices[0], title, folder / "heatmap.png")
-        write_html(self.matrices, self.cells, title, folder / "heatmap.html")
-        names = ("report.md", "cells.csv", "cells.json", "heatmap.png", "heatmap.html")
+        names = ["report.md", "cells.csv", "cells.json"]
+        if self.matrices:
+            write_png(self.matrices[0], title, folder / "heatmap.png")
+            write_html(self.matrices, self.cells, title, folder / "heatmap.html")
+            names += ["heatmap.png", "heatmap.html"]
         return [folder / name for name in names]
 
     def markdown(self) -> str:
         parts = [f"# KV cache grid: {self.notes.get('model', 'model')}", self._facts()]
         parts += [f"## {m.figure.title}\n\n{matrix_table(m)}" for m in self.matrices]
+        parts += [f"## Policies\n\n{self._policies()}"] if self.policies else []
         parts += [f"## Rank correlation with bits\n\n{self._rank_table()}"] if self.ranks else []
         parts += [f"## Beside the reference cell\n\n{self._paired_table()}"] if self.paired else []
         if any("recall_targets" in cell.values for cell in self.cells):
             parts.append(f"## Recall\n\n{self._recall_table()}")
         if self.errors:
-            lines = (f"- {k}/{v}: {error}" for (k, v), error in self.errors.items())
+            lines = (f"- {cell_name(pair)}: {error}" for pair, error in self.errors.items())
             parts.append("## Cells that failed\n\n" + "\n".join(lines))
         return "\n\n".join(parts) + "\n"
 
@@ -85,7 +93,8 @@ class Report:
         """One line per cell."""
         rows = records(self.cells, self.paired, self.recalls)
         for row in rows:
-            row.pop("recall_targets", None)
+            for name in _NOT_FLAT:
+                row.pop(name, None)
         columns = list(dict.fromkeys(name for row in rows for name in row))
         out = io.StringIO()
         writer = csv.DictWriter(out, columns, lineterminator="\n")
@@ -98,7 +107,7 @@ class Report:
             "identity": self.identity,
             "notes": self.notes,
             "cells": records(self.cells, self.paired, self.recalls),
-            "errors": {"/".join(pair): error for pair, error in self.errors.items()},
+            "errors": {cell_name(pair): error for pair, error in self.errors.items()},
             "rank_correlations": [
                 {"figure": figure.key} | asdict(rank)
                 for figure, ranks in self.ranks
@@ -111,8 +120,8 @@ class Report:
         shown = {**self.notes, **self.identity, "base": "/".join(self.identity["base"])}
         shown |= {"metrics": ", ".join(self.identity["metrics"])}
         lines = [f"- {name}: `{value}`" for name, value in shown.items()]
-        bits = {c.pair[0]: c.values["bits_k"] for c in self.cells}
-        bits |= {c.pair[1]: c.values["bits_v"] for c in self.cells}
+        bits = {c.pair[0]: c.values["bits_k"] for c in self.pairs}
+        bits |= {c.pair[1]: c.values["bits_v"] for c in self.pairs}
         each = ", ".join(
             f"{name} {bits[name]:.3f}" for name in sorted(bits, key=lambda n: -bits[n])
         )
@@ -125,11 +134,21 @@ class Report:
             for rank in ranks
         ]
         head = ["figure", "bits of", "cells", "Spearman's rho", "p"]
-        return _table(head, rows) + "\n\np takes the cells for independent of one another."
+        note = "p takes the cells for independent of one another"
+        note += ", and policies are left out." if self.policies else "."
+        return f"{_table(head, rows)}\n\n{note}"
+
+    def _policies(self) -> str:
+        """A table of all of them, then what each file says."""
+        parts = [policy_table(self.policies)]
+        for cell in self.policies:
+            text = textwrap.indent(cell.values["policy"].rstrip(), "    ", lambda _: True)
+            parts.append(f"`{cell.pair[0]}`:\n\n{text}")
+        return "\n\n".join(parts)
 
     def _paired_table(self) -> str:
         rows = [
-            [f"{p.pair[0]}/{p.pair[1]}", f"{p.delta_ppl:+.4f}", f"{p.difference:+.6f}",
+            [cell_name(p.pair), f"{p.delta_ppl:+.4f}", f"{p.difference:+.6f}",
              _number(p.error, ".6f"), _number(p.p)]
             for p in sorted(self.paired, key=lambda p: p.difference)
         ]  # fmt: skip
@@ -165,11 +184,16 @@ def matrix_table(m: Matrix) -> str:
     return _table(["K \\ V", *m.columns, "mean"], [*rows, last])
 
 
+def policy_table(cells: list[Cell]) -> str:
+    """The figures of policies as aligned Markdown."""
+    return _table(*policy_rows(cells))
+
+
 def _recall_row(cell: Cell, beside: PairedRecall | None) -> list[str]:
     low, high = recall_interval(cell)
     lines = cell.values["recall_lines"]
     row = [
-        "/".join(cell.pair),
+        cell_name(cell.pair),
         f"{cell.values['recall_passed']} of {cell.values['recall_scored']}",
         f"{100 * low:.0f} to {100 * high:.0f} %",
         str(cell.values["recall_errors"]),
@@ -185,6 +209,7 @@ def _recall_row(cell: Cell, beside: PairedRecall | None) -> list[str]:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]  # of names of files
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
 
     def line(cells: list[str]) -> str:

@@ -63,14 +63,18 @@ class Settings:
             raise InputError(f"context {self.n_ctx}: must be an even number from 4 up")
         if self.chunks is not None and self.chunks < 1:
             raise InputError(f"chunks {self.chunks}: must be 1 or more")
-        for tokens, which in ((self.kv.sink, "first"), (self.kv.recent, "newest")):
-            if self.protocol == "pa" and tokens:
-                raise InputError(f"{tokens} exact {which} tokens: protocol pa takes none")
+        self.check(self.kv)
 
     @property
     def kv(self) -> Policy:
         """How the cache is stored."""
         return self.policy or Policy.of(self.ctk, self.ctv, self.sink)
+
+    def check(self, policy: Policy) -> None:
+        """Raise InputError for a policy that the protocol cannot measure."""
+        for tokens, which in ((policy.sink, "first"), (policy.recent, "newest")):
+            if self.protocol == "pa" and tokens:
+                raise InputError(f"{tokens} exact {which} tokens: protocol pa takes none")
 
 
 class Windows:
@@ -94,7 +98,8 @@ class Windows:
         return {"llama": half + 1, "pa": half, "decode": 1}[self.settings.protocol]
 
     def stored(self, policy: Policy) -> Policy:
-        """How this protocol stores what `policy` says."""
+        """How this protocol stores what `policy` says.  Raises InputError if it cannot."""
+        self.settings.check(policy)
         return policy.mapped(self._type) if self.settings.protocol == "pa" else policy
 
     def session(self, policy: Policy) -> Session:

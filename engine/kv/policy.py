@@ -46,12 +46,14 @@ class Override:
 class Policy:
     """The types of all layers: `types`, but for what `overrides` say, the last one winning.
 
-    `name` tells policies apart where results are kept.
+    `name` tells policies apart where results are kept, beside the `source`: the text of the file
+    that says it, if one does.
     """
 
     name: str
     types: Types
     overrides: tuple[Override, ...] = ()
+    source: str = ""
 
     @classmethod
     def of(cls, ctk: str, ctv: str, sink: int = 0) -> Policy:

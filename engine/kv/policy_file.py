@@ -39,12 +39,27 @@ def read_policy(path: str | Path) -> Policy:
     """
     data = _read(path)
     try:
-        table = tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        text = data.decode()
+    except UnicodeDecodeError as error:
         raise InputError(f"{path}: not TOML: {error}") from None
-    reader = _Reader(str(path), table)
+    # results, tables and terminals take the name as it is
+    name = "".join(char if char.isprintable() else "\ufffd" for char in Path(path).name)
     digest = hashlib.sha256(data).hexdigest()[:12]
-    return Policy(f"{Path(path).name}@{digest}", reader.types(), reader.overrides())
+    return parse_policy(text, f"{name}@{digest}", str(path))
+
+
+def parse_policy(text: str, name: str, path: str | None = None) -> Policy:
+    """The policy that a file's `text` says, called `name`.
+
+    Raises InputError with one line that begins with `path`, by default the name.
+    """
+    path = name if path is None else path
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path}: not TOML: {error}") from None
+    reader = _Reader(path, table)
+    return Policy(name, reader.types(), reader.overrides(), text)
 
 
 def _read(path: str | Path) -> bytes:

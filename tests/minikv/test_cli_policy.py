@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tiny_model import write_tiny_model
 
 from engine.kv.policy_file import read_policy
 from engine.model.load import open_checkpoint
@@ -59,6 +60,35 @@ def test_a_recall_dump_names_the_policy(minikv, model, policy, tmp_path):
     assert about["ctk"] == about["ctv"] == read_policy(policy).name
 
 
+def test_a_sweep_measures_policies_beside_pairs_and_plan_finds_them(
+    minikv, model, text, policy, tmp_path
+):
+    other = tmp_path / "other.toml"
+    other.write_text("k = 'q4_0'\nv = 'q4_0'")
+    common = ["sweep", "--backend", "reference", "-m", model, "-f", text, "-c", 64, "--db"]
+    common += [tmp_path / "grid.sqlite", "--metrics", "kld,bytes", "--chunks", 1]
+    files = ["--kv-policy", policy, "--kv-policy", other]
+    result = minikv(*common, *files, "-ctk", "q8_0", "-ctv", "f16")
+    assert result.status == 0, result.err
+    names = [read_policy(path).name for path in (policy, other)]
+    table = result.out.split("policies\n")[1]
+    assert all(f"| {name} |" in table and f"\n{name}: " in f"\n{result.err}" for name in names)
+    assert "3 cells are finished already" in minikv(*common, *files).err
+    command = ["plan", "-m", model, "-c", 256, "--db", tmp_path / "grid.sqlite", "--bound", 100]
+    assert f": {names[1]}, " in minikv(*command).out.splitlines()[-1]
+
+
+def test_a_ruler_record_names_the_policy(minikv, policy, tmp_path):
+    model = write_tiny_model(tmp_path / "long.gguf", n_ctx=700)
+    common = ["ruler", "-m", model, "-c", 700, "-n", 5, "--samples", 1, "--tasks", "single"]
+    common += ["--backend", "reference", "--dump", tmp_path / "d", "--json"]
+    minikv(*common)
+    caches = json.loads(minikv(*common, "--kv-policy", policy).out)["caches"]
+    name = read_policy(policy).name
+    assert list(caches) == ["bf16/bf16", name]
+    assert (caches[name]["ctk"], caches[name]["recent"]) == (name, 8)
+
+
 def test_plan_and_info_tell_its_bytes(minikv, model, policy):
     stored, plan = read_policy(policy), Plan(open_checkpoint(model))
     told = json.loads(minikv("plan", "-m", model, "-c", 256, "--kv-policy", policy, "--json").out)
@@ -88,7 +118,7 @@ def test_plan_knows_exact_first_tokens(minikv, model):
         (["--kv-sink", "4"], "it says what --kv-sink says"),
     ],
 )
-@pytest.mark.parametrize("command", ["run", "ppl", "kld", "recall", "plan"])
+@pytest.mark.parametrize("command", ["run", "ppl", "kld", "recall", "ruler", "plan"])
 def test_a_policy_beside_what_it_replaces_is_refused(
     minikv, model, text, policy, command, given, told
 ):

@@ -91,7 +91,7 @@ def test_bytes_are_those_of_a_session_with_the_pair(model: Model) -> None:
 def test_speed_is_measured_in_tokens_per_second(model: Model) -> None:
     grid = Grid(("q8_0",), ("q8_0",), metrics=("speed",))
     cell = Sweep(model, TEXT, SETTINGS, grid).measure(("q8_0", "q8_0"))
-    assert cell.values["prefill_tps"] > cell.values["decode_tps"] > 0
+    assert min(cell.values["prefill_tps"], cell.values["decode_tps"]) > 0
     assert len(cell.nll) == 0
 
 

@@ -6,15 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tools.recall.answer import Answerer, NoAnswer
+from tools.results import is_policy
 from tools.ruler.puzzle import Puzzle
 from tools.ruler.record import Outcome, Record, Trial
 from tools.ruler.tasks import Fitter
 
-_OF_A_CACHE = ("ctk", "ctv", "sink", "bits_k", "bits_v")
+_OF_A_CACHE = ("ctk", "ctv", "sink", "recent", "bits_k", "bits_v")
 
 
 def cache_name(about: Mapping[str, Any]) -> str:
-    """What an answerer's cache is called."""
+    """What an answerer's cache is called; a policy is its file with a digest, FILE@DIGEST."""
+    if is_policy((about["ctk"], about["ctv"])):
+        return about["ctk"]
     sink = f"+sink{about['sink']}" if about.get("sink") else ""
     return f"{about['ctk']}/{about['ctv']}{sink}"
 
