@@ -8,6 +8,9 @@ from typing import Annotated
 import typer
 
 from minikv.options import (
+    BudgetCtkOption,
+    BudgetCtvOption,
+    BudgetOption,
     JsonOption,
     ModelOption,
     PolicyOption,
@@ -22,6 +25,7 @@ Examples:
   minikv plan -m qwen2.5-coder-1.5b
   minikv plan -m qwen2.5-coder-1.5b --memory 2G --ctk q8_0,int3nsep --ctv int3nsep
   minikv plan -c 8192 --db grid.sqlite --bound 0.02
+  minikv plan -c 4096,8192 --kv-budget 40M -ctk bf16,q8_0 -ctv bf16
 """
 
 app = typer.Typer(rich_markup_mode=None)
@@ -62,6 +66,9 @@ def _plan(
     ] = None,
     sink: SinkOption = 0,
     policy: PolicyOption = None,
+    kv_budget: BudgetOption = None,
+    budget_ctk: BudgetCtkOption = None,
+    budget_ctv: BudgetCtvOption = None,
     memory: Annotated[
         str | None,
         typer.Option(metavar="SIZE", help="Tell the largest context within it: 8G, 512M, ..."),
@@ -80,9 +87,14 @@ def _plan(
 
     The totals are of weights, cache and scratch, which is estimated from above.  A cache holds full
     pages, and page types (nsep, pchan) their newest page in bf16 as well.
+
+    With --kv-budget: what the cache holds at the end of each context, which share of the keys' and
+    values' pages is small by then, from which context on any is, and the most tokens that fit.
     """
     from minikv.plan_run import Request, pairs, plan
+    from minikv.run import budget_of
 
     stored = kv_policy(context, policy)
     policies = pairs(ctk, ctv, sink) if stored is None else {(stored.name, stored.name): stored}
-    plan(model, Request.of(contexts, policies, memory, database, bound), as_json)
+    budget = budget_of(kv_budget, budget_ctk, budget_ctv)
+    plan(model, Request.of(contexts, policies, memory, database, bound, budget), as_json)

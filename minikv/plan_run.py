@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from engine import InputError
+from engine import Budget, InputError
 from engine.kv.formats import BF16, KV_FORMATS
 from engine.kv.policy import Policy
 from engine.model.load import open_checkpoint
@@ -21,21 +21,29 @@ from minikv.sources import resolve
 from minikv.text import nbytes_of, one_line, size
 from tools.doctor import BOUND
 from tools.plan import Plan, cheapest
+from tools.plan_budget import BudgetPlan
 from tools.ppl import files_sha256
 from tools.results import Cell, Pair, Results, cell_name
+
+_BUDGET_LEGEND = (
+    "in brackets: pages of keys/values that are small at that context's end; small from: the "
+    "shortest context that ends with any"
+)
 
 Policies = dict[Pair, Policy]  # by the names of the keys' and the values' types
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked.  Empty `contexts` are the model's choice, `memory` None means no budget."""
+    """What is asked.  Empty `contexts` are the model's choice; `memory` is for everything, `budget`
+    for the cache alone."""
 
     contexts: tuple[int, ...]
     policies: Policies
     memory: int | None
     database: Path | None
     bound: float
+    budget: Budget | None = None
 
     @classmethod
     def of(
@@ -45,8 +53,14 @@ class Request:
         memory: str | None,
         database: Path | None,
         bound: float | None,
+        budget: Budget | None = None,
     ) -> Request:
         """From the options as given.  Raises InputError for what cannot be read."""
+        for name, option in ((memory, "--memory"), (database, "--db")):
+            if budget is not None and name is not None:
+                raise InputError(
+                    f"{option} is for caches that keep their types; give it or --kv-budget"
+                )
         if bound is not None and database is None:
             raise InputError("--bound needs --db: only what a sweep has measured can be judged")
         return cls(
@@ -55,6 +69,7 @@ class Request:
             None if memory is None else nbytes_of("--memory", memory),
             database,
             BOUND if bound is None else bound,
+            budget,
         )
 
 
@@ -84,6 +99,7 @@ def _describe(
         "n_ctx_train": found.spec.n_ctx_train,
         "weights_bytes": found.weights,
         "memory_bytes": request.memory,
+        **({} if request.budget is None else {"budget_bytes": request.budget.nbytes}),
         "pairs": [_pair(found, request, *each, contexts) for each in request.policies.items()],
     }
 
@@ -106,7 +122,25 @@ def _pair(
     }  # fmt: skip
     if request.memory is not None:
         described["largest_context"] = found.largest_context(policy, request.memory)
+    if request.budget is not None:
+        _add_budget(described, found, policy, request.budget)
     return described
+
+
+def _add_budget(described: dict[str, Any], found: Plan, policy: Policy, budget: Budget) -> None:
+    """What becomes of a pair in a budget: exact bytes at the end of each context."""
+    planned = BudgetPlan(found.spec, policy, budget)
+    for side, kinds in zip("kv", zip(*planned.types, strict=True), strict=True):
+        names = dict.fromkeys(kind.small.name for kind in kinds if kind.small is not None)
+        described[f"budget_ct{side}"] = ",".join(names) or None
+    described |= {"budget_tokens": planned.capacity, "shrinks_from": planned.shrinks_from}
+    for context in described["contexts"]:
+        held = planned.held(context["n_ctx"])
+        small_k, small_v = (round(share, 4) for share in held.shares)
+        most = min(context["cache_bytes"], budget.nbytes)
+        context["total_bytes"] += most - context["cache_bytes"]
+        context |= {"tokens": held.tokens, "cache_bytes": held.nbytes}
+        context |= {"small_k": small_k, "small_v": small_v}
 
 
 def _cheapest(
@@ -126,14 +160,17 @@ def _print(d: dict[str, Any]) -> None:
     scratch = ", ".join(f"{size(c['scratch_bytes'])} at {c['n_ctx']}" for c in first)
     console.print(f"{d['model']}: weights {size(d['weights_bytes'])}")
     console.print(f"scratch by context: {scratch}\n")
+    if "budget_bytes" in d:
+        console.print(f"KV budget {size(d['budget_bytes'])}; {_BUDGET_LEGEND}\n")
     headings = [*(f"cache {c['n_ctx']}" for c in first), f"total {first[-1]['n_ctx']}"]
     if d["memory_bytes"] is not None:
         headings.append(f"context in {size(d['memory_bytes'])}")
+    if "budget_bytes" in d:
+        headings = ["small type", *headings, "small from", "most tokens"]
     rows = table("KV type", *headings)
     for pair in d["pairs"]:
-        k, v = pair["ctk"], pair["ctv"]
-        name = one_line(k if k == v else f"{k}/{v}")
-        rows.add_row(name, *_cells(pair, d["n_ctx_train"]))
+        cells = _cells if "budget_tokens" not in pair else _budget_cells
+        rows.add_row(_both(pair["ctk"], pair["ctv"]), *cells(pair, d["n_ctx_train"]))
     console.print(rows)
     if "cheapest" in d:
         console.print(f"\n{_cheapest_line(d['cheapest'])}")
@@ -146,6 +183,29 @@ def _cells(pair: dict[str, Any], n_ctx_train: int) -> list[str]:
     if room is not None:
         sizes.append("nothing" if not room else f"{room}{' (all)' * (room == n_ctx_train)}")
     return sizes
+
+
+def _budget_cells(pair: dict[str, Any], n_ctx_train: int) -> list[str]:
+    contexts, most = pair["contexts"], pair["budget_tokens"]
+    if not most:
+        return ["", *("too small" for _ in contexts), "", "", "0"]
+    sizes = ["full" if c["tokens"] < c["n_ctx"] else _shrunk(c) for c in contexts]
+    return [
+        _both(*(pair[f"budget_ct{side}"] or "none" for side in "kv")),
+        *sizes,
+        size(contexts[-1]["total_bytes"]),
+        str(pair["shrinks_from"] or "never"),
+        f"{most}{' (all)' * (most == n_ctx_train)}",
+    ]
+
+
+def _shrunk(context: dict[str, Any]) -> str:
+    k, v = context["small_k"], context["small_v"]
+    return size(context["cache_bytes"]) + f" ({k:.0%}/{v:.0%})" * bool(k or v)
+
+
+def _both(k: str, v: str) -> str:
+    return one_line(k if k == v else f"{k}/{v}")
 
 
 def _cheapest_line(cheapest: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from engine.model.spec import AttentionSpec, LayerSpec
 from engine.session import CHUNK
 from tools.results import Cell, Results
 
-_SIDES: tuple[Side, Side] = ("k", "v")
+SIDES: tuple[Side, Side] = ("k", "v")
 # how many layers have the same keys, or values, stored alike
 _Alike = Counter[tuple[Side, CacheType, AttentionSpec]]
 
@@ -87,7 +87,7 @@ class Plan:
         for layer, pair in zip(self.spec.layers, pairs, strict=True):
             a = layer.attention
             seen = n_ctx if a.window is None else min(n_ctx, a.window)
-            for side, kind in zip(_SIDES, pair, strict=True):
+            for side, kind in zip(SIDES, pair, strict=True):
                 found[side, kind.within(seen), a] += 1
         return found
 
@@ -116,19 +116,36 @@ def cheapest(results: Results, plan: Plan, n_ctx: int, bound: float) -> Cell | N
 
 
 def _nbytes(sides: _Alike, tokens: int) -> int:
-    return sum(n * _side_nbytes(*side, tokens) for side, n in sides.items())
+    return sum(n * side_nbytes(*side, tokens) for side, n in sides.items())
 
 
-def _side_nbytes(side: Side, kind: CacheType, a: AttentionSpec, tokens: int) -> int:
-    """Bytes of one layer's keys or values, as `SideCache` holds them after `tokens` tokens."""
+def _freed(kind: CacheType, a: AttentionSpec, tokens: int) -> int:
+    """Tokens behind the sinks that lie a page and more before the window; -1 while the sinks do
+    not."""
+    size = kind.page_tokens
+    if a.window is None:
+        return -1
+    return max(-1, tokens // size * size - a.window - size - kind.sink)
+
+
+def side_pages(kind: CacheType, a: AttentionSpec, tokens: int) -> range:
+    """The pages that one layer's keys or values have after `tokens` tokens, a tail's not among
+    them."""
     size, paged = kind.page_tokens, max(0, tokens - kind.sink)
-    page = kind.format.page_nbytes(size, a.head_dim)
-    # what lies a page and more before the window is freed
-    moved = tokens // size * size
-    before = -1 if a.window is None else moved - a.window - size - kind.sink
-    freed = max(0, before) // size
-    sinks = kind.sink_format.page_nbytes(kind.sink, a.head_dim) if tokens and before < 0 else 0
-    if kind.tail is None:
-        return a.kv_heads * (sinks + page * (-(-paged // size) - freed))
-    tail = kind.tail_nbytes(a.head_dim, side, paged)
-    return a.kv_heads * (sinks + page * (kind.sealed(paged) - freed) + tail)
+    end = -(-paged // size) if kind.tail is None else kind.sealed(paged)
+    return range(max(0, _freed(kind, a, tokens)) // size, end)
+
+
+def side_nbytes(side: Side, kind: CacheType, a: AttentionSpec, tokens: int, shrunk: int = 0) -> int:
+    """Bytes of one layer's keys or values, as `SideCache` holds them after `tokens` tokens, the
+    oldest `shrunk` pages being in the smaller type."""
+    size, pages = kind.page_tokens, side_pages(kind, a, tokens)
+    small = max(0, shrunk - pages.start)
+    nbytes = (len(pages) - small) * kind.format.page_nbytes(size, a.head_dim)
+    if kind.small is not None:
+        nbytes += small * kind.small.page_nbytes(size, a.head_dim)
+    if tokens and _freed(kind, a, tokens) < 0:
+        nbytes += kind.sink_format.page_nbytes(kind.sink, a.head_dim)
+    if kind.tail is not None:
+        nbytes += kind.tail_nbytes(a.head_dim, side, max(0, tokens - kind.sink))
+    return a.kv_heads * nbytes

@@ -20,6 +20,10 @@ from engine.kv.modifiers import PLAIN
 from engine.kv.side_cache import SideCache
 
 
+class TooSmall(InputError):
+    """A budget that not even the first tokens fit."""
+
+
 @dataclass(frozen=True)
 class Budget:
     """`nbytes` for everything that a cache allocates.
@@ -153,8 +157,8 @@ def allot(layers: Sequence[LayerCache], nbytes: int, n_ctx: int, chunk: int) -> 
     """Give every layer its share of `nbytes`; returns the most tokens, up to `n_ctx`, that fit.
 
     What small pages would leave of the budget goes to windows first: they are bounded, and their
-    tokens are the newest.  `chunk` is the most tokens that are appended at once.  Raises InputError
-    if nothing fits, or if a smaller type is not smaller.
+    tokens are the newest.  `chunk` is the most tokens that are appended at once.  Raises TooSmall
+    if nothing fits, and InputError if a smaller type is not smaller.
     """
     shares = [Share(layer, chunk) for layer in layers]
     free = nbytes - max(share.passing for share in shares)
@@ -163,7 +167,7 @@ def allot(layers: Sequence[LayerCache], nbytes: int, n_ctx: int, chunk: int) -> 
         return sum(share.least(n) for share in shares)
 
     if needed(1) > free:
-        raise InputError(
+        raise TooSmall(
             f"KV budget of {nbytes} bytes: too small, the first tokens alone take "
             f"{nbytes - free + needed(1)}"
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_model import write_tiny_model
 
 from engine.kv.formats import BEST, KV_FORMATS
 from engine.kv.policy import Policy
@@ -75,6 +76,26 @@ def test_the_cheapest_measured_pair_is_named(minikv, model, database):
     assert last == "no measured pair has a mean KLD of at most 0.001"
 
 
+def test_a_budgets_plan_is_what_the_answer_then_takes(minikv, tmp_path):
+    path = write_tiny_model(tmp_path / "endless.gguf", endless=True, n_ctx=2048)
+    given = ["-c", 256, "-ctk", "int8nsep:32", "-ctv", "int8nsep:32", "--kv-budget", "130K"]
+    told = json.loads(minikv("plan", "-m", path, *given, "--json").out)
+    (pair,) = told["pairs"]
+    (context,) = pair["contexts"]
+    common = ["run", "--backend", "reference", "-m", path, "--raw", *given, "--json"]
+    kv = json.loads(minikv(*common, "a" * 200).out)["kv"]
+    assert kv["tokens"] == context["tokens"] == 256
+    names = ("budget_bytes", "budget_ctk", "budget_ctv", "budget_tokens", "small_k", "small_v")
+    planned = told | pair | context
+    for name in names[:3] + names[4:]:
+        assert planned[name] == kv[name]
+    assert context["cache_bytes"] == kv["bytes"] and pair["budget_tokens"] > 256
+    table = minikv("plan", "-m", path, *given).out
+    assert "KV budget 130.0 KiB; in brackets" in table and "%/" in table
+    last = minikv("plan", "-m", path, "-ctk", "f32", "--kv-budget", "1000").out.splitlines()[-1]
+    assert last.split()[:4] == ["f32/bf16", "too", "small", "too"]
+
+
 @pytest.mark.parametrize(
     ("text", "nbytes"),
     [("8G", 8 << 30), ("512M", 512 << 20), ("1.5 GiB", 3 << 29), ("4096", 4096), ("2kb", 2048)],
@@ -94,6 +115,10 @@ def test_sizes_are_read_in_binary_units(text, nbytes):
         (["-c", ","], "-c: the list is empty"),
         (["--ctk", "q3"], "q3: not a KV cache type"),
         (["--bound", "1"], "--bound needs --db"),
+        (["--kv-budget", "1M", "--memory", "1G"], "--memory is for caches that keep their types"),
+        (["--kv-budget", "1M", "--db", "x"], "--db is for caches that keep their types"),
+        (["--budget-ctk", "q4_0"], "--budget-ctk and --budget-ctv need --kv-budget"),
+        (["--ctk", "q8_0", "--kv-budget", "1M", "--budget-ctk", "f32"], "f32: its pages take "),
         (["--db", "absent.sqlite"], "absent.sqlite: no such results file"),
     ],
 )
