@@ -23,6 +23,7 @@ from engine.kv.formats.floats import F32
 from engine.kv.formats.kivi import KiviFormat
 from engine.kv.formats.waterfill import WaterFilledFormat, group_channels
 from engine.kv.queries import QueryPower
+from engine.kv.side_cache import page_queries
 
 
 def _seal_item(arguments, head, slot):
@@ -125,7 +126,8 @@ def repack_page(
         return False
     program.hold(rows, small)
     if has_verb(as_tail):
-        seal_pages(program, pool, threads, as_tail, rows, side.side, side.head_dim, small)
+        where = program, pool, threads, as_tail, rows, side.side, side.head_dim, small
+        seal_pages(*where, page_queries(side, page))
     else:
         seal_tokens(program, pool, threads, as_tail, rows, side.head_dim, small)
     return True

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from engine.errors import InputError
 from engine.kv.cache import LayerCache
 from engine.kv.cache_type import CacheType
-from engine.kv.format import KVFormat
+from engine.kv.format import KVFormat, Side
 from engine.kv.formats import SMALL, kv_format, side_type
 from engine.kv.modifiers import PLAIN
 from engine.kv.side_cache import SideCache
@@ -44,12 +44,12 @@ class Budget:
         Raises InputError for an unknown one, or one with pages of another length.
         """
         ctk, ctv = self.ctk and side_type(self.ctk, "k"), self.ctv and side_type(self.ctv, "v")
-        return _shrinking(k, ctk, self.kept), _shrinking(v, ctv, self.kept)
+        return _shrinking(k, ctk, self.kept, "k"), _shrinking(v, ctv, self.kept, "v")
 
 
-def _shrinking(kind: CacheType, name: str | None, kept: bool) -> CacheType:
+def _shrinking(kind: CacheType, name: str | None, kept: bool, side: Side) -> CacheType:
     if name is None:
-        return kind if kind.small or kept else replace(kind, small=_default(kind))
+        return kind if kind.small or kept else replace(kind, small=_default(kind, side))
     small = kv_format(name)
     if small.modifiers not in (PLAIN, kind.modifiers):
         raise InputError(f"{name}: smaller pages of {kind.name} have its modifiers and no others")
@@ -57,8 +57,9 @@ def _shrinking(kind: CacheType, name: str | None, kept: bool) -> CacheType:
     return replace(kind, small=None if small == kind.format else small)
 
 
-def _default(kind: CacheType) -> KVFormat | None:
-    for name in (small.name for small in SMALL):
+def _default(kind: CacheType, side: Side) -> KVFormat | None:
+    # pages of weighted keys tell what their queries weighed
+    for name in (small.name + "q" * kind.weighs(side) for small in SMALL):
         found = kv_format(name)
         if found.page_tokens != kind.page_tokens:
             found = kv_format(f"{name}:{kind.page_tokens}")

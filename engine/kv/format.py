@@ -47,6 +47,11 @@ class KVFormat(ABC):
     def decode(self, page: np.ndarray, head_dim: int, side: Side) -> np.ndarray:
         """The float32 [..., tokens, head_dim] that uint8 `page` [..., page_nbytes] stands for."""
 
+    def power(self, page: np.ndarray, head_dim: int, side: Side) -> np.ndarray | None:
+        """What a packed page tells of its queries: their mean squares per channel but for a factor,
+        float32 [..., head_dim]; None if it tells nothing."""
+        return None
+
     layout: ClassVar[int] = 1
 
     def by_channel(self, side: Side) -> bool:

@@ -20,6 +20,13 @@ class QueryPower:
     def __init__(self, tokens: int, kv_heads: int, head_dim: int) -> None:
         self.rows = np.ones((tokens, kv_heads, head_dim), np.float32)
 
+    @classmethod
+    def alike(cls, squares: np.ndarray, tokens: int) -> QueryPower:
+        """As if each of `tokens` tokens had the mean squares float32 [kv_heads, D]."""
+        found = cls(0, *squares.shape)
+        found.rows = np.broadcast_to(np.ascontiguousarray(squares), (tokens, *squares.shape))
+        return found
+
     def page(self, index: int, tokens: int) -> QueryPower:
         """Those of page `index`, whose rows stay shared."""
         start = index * tokens % len(self.rows)

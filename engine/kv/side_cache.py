@@ -63,8 +63,20 @@ def pack_tail(side: SideCache, page: np.ndarray) -> None:
 def encode_small(side: SideCache, page: np.ndarray, small: np.ndarray) -> None:
     """Pack what the side's `page` holds into `small`, both uint8 [kv_heads, bytes]."""
     assert side.type.small is not None
-    values = side.type.format.decode(page, side.head_dim, side.side)
-    small[:] = side.type.small.encode(values, side.side)
+    values, queries = (
+        side.type.format.decode(page, side.head_dim, side.side),
+        page_queries(side, page),
+    )
+    weights = None if queries is None else queries.weights()
+    small[:] = side.type.small.encode(values, side.side, weights)
+
+
+def page_queries(side: SideCache, page: np.ndarray) -> QueryPower | None:
+    """What the side's packed `page` tells of its queries, if the smaller type weighs keys."""
+    kind, squares = side.type, None
+    if kind.small is not None and kind.small.weighted and side.side == "k":
+        squares = kind.format.power(page, side.head_dim, side.side)
+    return None if squares is None else QueryPower.alike(squares, kind.page_tokens)
 
 
 Packer = Callable[["SideCache", np.ndarray], None]

@@ -284,7 +284,9 @@ class Snapshot:
         limited = new if isinstance(new, TokenFormat) else side.type.open_format
         if not np.abs(values).max() <= limited.limit:
             raise self.refused(f"saved as {old.name}, beyond the range of {new.name}")
-        return new.encode(values, side.side)
+        squares = old.power(data, side.head_dim, side.side)
+        weights = None if squares is None else np.sqrt(squares)
+        return new.encode(values, side.side, weights)
 
 
 @contextmanager

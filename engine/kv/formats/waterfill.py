@@ -184,10 +184,35 @@ class WaterFilledFormat(KVFormat):
 
     def decode(self, page: np.ndarray, head_dim: int, side: Side) -> np.ndarray:
         tokens, channels, lead = self.page_tokens, padded_dim(head_dim), page.shape[:-1]
+        packed, widths, norms, middles, steps, pairs = self._parts(page, head_dim)
+        order = _order(widths)
+        place = np.argsort(order, axis=-1)
+        sets = _unpack(packed.reshape(-1), _set_widths(_take(widths, order), tokens, side))
+        codes = _from_sets(sets, tokens, channels, side).reshape(*lead, tokens, channels)
+        found = _Page(
+            _take(codes, place), widths, norms, _take(middles, place), _take(steps, place), pairs
+        )
+        return found.decoded()[..., :head_dim]
+
+    def power(self, page: np.ndarray, head_dim: int, side: Side) -> np.ndarray | None:
+        """Water-filling leaves a s alike in all channels that have codes, to within a bit."""
+        if not (self.weighted and side == "k"):
+            return None
+        _, widths, _, _, codes, pairs = self._parts(page, head_dim)
+        steps = decode_log(_take(codes, np.argsort(_order(widths), axis=-1)), pairs[..., 2, :])
+        # a channel without codes is packed as a constant, whatever its weight
+        known = (widths > 0) & (steps > 0)
+        squares = np.where(known, 1 / np.square(np.where(known, steps, 1)), 0)
+        return squares[..., :head_dim].astype(np.float32)
+
+    def _parts(self, page: np.ndarray, head_dim: int) -> tuple[np.ndarray, ...]:
+        """A page's fields: packed codes, widths by channel int64 [..., D], codes of n', of m and s
+        sorted, and the pairs float16 [..., 3, 2]."""
+        channels, lead = padded_dim(head_dim), page.shape[:-1]
         sizes = (
-            self.codes_nbytes(tokens, head_dim),
+            self.codes_nbytes(self.page_tokens, head_dim),
             channels * WIDTH_BITS // 8,
-            tokens,
+            self.page_tokens,
             channels,
             channels,
         )
@@ -195,15 +220,8 @@ class WaterFilledFormat(KVFormat):
         planes = planes.reshape(*lead, WIDTH_BITS, -1)
         bits = np.unpackbits(planes, axis=-1, bitorder="little").astype(np.int64)
         widths = (bits << np.arange(WIDTH_BITS)[:, None]).sum(axis=-2)
-        order = _order(widths)
-        place = np.argsort(order, axis=-1)
-        sets = _unpack(packed.reshape(-1), _set_widths(_take(widths, order), tokens, side))
-        codes = _from_sets(sets, tokens, channels, side).reshape(*lead, tokens, channels)
         pairs = np.ascontiguousarray(pairs).view(np.float16).reshape(*lead, 3, 2)
-        found = _Page(
-            _take(codes, place), widths, norms, _take(middles, place), _take(steps, place), pairs
-        )
-        return found.decoded()[..., :head_dim]
+        return packed, widths, norms, middles, steps, pairs
 
 
 def _padded(channels: np.ndarray) -> np.ndarray:

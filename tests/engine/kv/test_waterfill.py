@@ -244,3 +244,29 @@ def test_stored_pages_stay_readable(name: str) -> None:
     for side in SIDES:
         digest.update(named(name).encode(x.astype(np.float32), side, weights).tobytes())
     assert digest.hexdigest()[:16] == VERSION_1[name]
+
+
+@pytest.mark.parametrize(("old", "new"), [("int4wfq", "int2wfq"), ("int3wfq", "int2wfq:128")])
+@pytest.mark.parametrize("dim", [64, 80])
+def test_a_page_of_weighted_keys_tells_what_its_queries_weighed(
+    old: str, new: str, dim: int
+) -> None:
+    rng = np.random.default_rng(dim)
+    scale, weights = 10 ** rng.uniform(-0.5, 0.5, (2, 4, dim)).astype(np.float32)
+    x = rng.standard_normal((4, 128, dim)).astype(np.float32) * scale[:, None]
+    page = named(old).encode(x, "k", weights)
+    values, squares = named(old).decode(page, dim, "k"), named(old).power(page, dim, "k")
+    assert squares is not None
+
+    def loss(by: np.ndarray | None) -> float:
+        error = round_trip(values, named(new), "k", by) - x
+        return float(np.square(error * weights[:, None]).sum())
+
+    assert loss(np.sqrt(squares)) < 1.1 * loss(weights) < 0.7 * loss(None)
+
+
+def test_other_pages_tell_nothing_of_queries() -> None:
+    for name, side in (("int3wf", "k"), ("int3wfq", "v"), ("bf16", "k"), ("int3nsep", "k")):
+        kind = kv_format(name)
+        page = kind.encode(np.zeros((128, 64), np.float32), side)
+        assert kind.power(page, 64, side) is None
