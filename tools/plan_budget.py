@@ -83,9 +83,7 @@ class BudgetPlan:
         layers = []
         for i, (spec, (k, v)) in enumerate(zip(self._spec.layers, self.types, strict=True)):
             a = spec.attention
-            seen = n_ctx if a.window is None else min(n_ctx, a.window)
-            types = k.within(seen), v.within(seen)
-            layers.append(LayerCache(types, a.kv_heads, a.head_dim, n_ctx, a.window, i))
+            layers.append(LayerCache((k, v), a.kv_heads, a.head_dim, n_ctx, a.window, i))
         try:
             return layers, allot(layers, self._budget.nbytes, n_ctx, CHUNK)
         except TooSmall:

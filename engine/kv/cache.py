@@ -38,8 +38,8 @@ class LayerCache:
             sinks = f"{types[0].sink} and {types[1].sink}"
             raise InputError(f"layer {index}: keys and values need equally many sinks, not {sinks}")
         self.count = Count(np.zeros(1, np.int64) if position is None else position)
-        self.k = SideCache("k", types[0], kv_heads, head_dim, n_ctx, self.count)
-        self.v = SideCache("v", types[1], kv_heads, head_dim, n_ctx, self.count)
+        self.k = SideCache("k", types[0], kv_heads, head_dim, n_ctx, self.count, window)
+        self.v = SideCache("v", types[1], kv_heads, head_dim, n_ctx, self.count, window)
         self.window, self.index, self.n_ctx = window, index, n_ctx
         self.share: Share | None = None  # of a budget
 

@@ -85,12 +85,25 @@ Repacker = Callable[["SideCache", np.ndarray, np.ndarray], None]
 
 class SideCache:
     """Keys or values of one layer: pages uint8 [kv_heads, bytes], `n` tokens of which are
-    filled."""
+    filled.
+
+    `type` has no longer an exact window than `n_ctx` and `window`, the layer's, let a query see;
+    `recent` is the one that was asked for.
+    """
 
     def __init__(
-        self, side: Side, kind: CacheType, kv_heads: int, head_dim: int, n_ctx: int, count: Count
+        self,
+        side: Side,
+        kind: CacheType,
+        kv_heads: int,
+        head_dim: int,
+        n_ctx: int,
+        count: Count,
+        window: int | None = None,
     ) -> None:
         self.side: Side = side
+        self.recent = kind.recent
+        kind = kind.within(n_ctx if window is None else min(n_ctx, window))
         self.type, self.kv_heads, self.head_dim = kind, kv_heads, head_dim
         self.count = count
         # pages in the packed format, open one included if there is no tail; None once evicted

@@ -5,11 +5,11 @@
 Integers are little-endian, and a digest covers everything before it.  The header has `n` tokens,
 `n_ctx`, `budget` in bytes or null, `about` (what the caller says of the sequence) and `layers`:
 sizes and, per side, the type with the version of its bytes, the page length, the tail's type, sinks
-and window, what is evicted, and the smaller type with the number of oldest pages that are in it.
-Layer by layer, keys before values, follow: of the sinks' page the rows in use, the packed pages
-that are held, each uint8 [kv_heads, bytes] as in memory, of the open pages the rows in use and, for
-keys that weigh their queries, those tokens' rows, float32 [tokens, kv_heads, head_dim].  The file
-is as long as the header says.
+and window, in use and as asked for, what is evicted, and the smaller type with the number of oldest
+pages that are in it.  Layer by layer, keys before values, follow: of the sinks' page the rows in
+use, the packed pages that are held, each uint8 [kv_heads, bytes] as in memory, of the open pages
+the rows in use and, for keys that weigh their queries, those tokens' rows, float32
+[tokens, kv_heads, head_dim].  The file is as long as the header says.
 
 The digests find damage; they do not prove who wrote the file.
 """
@@ -135,7 +135,7 @@ class Snapshot:
             if not self._saved:
                 raise ValueError("no layers")
             pairs = zip(self._saved[::2], self._saved[1::2], strict=True)
-            self.types: list[Types] = [(k.type, v.type) for k, v in pairs]
+            self.types: list[Types] = [(k.asked, v.asked) for k, v in pairs]
         except (LookupError, AttributeError, TypeError, ValueError) as error:
             raise self.refused(f"its header is not one that minikv writes: {error!r}") from error
 

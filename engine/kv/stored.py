@@ -18,18 +18,24 @@ FindFormat = Callable[[str, int], Any]  # by name and layout
 
 @dataclass(frozen=True)
 class StoredSide:
-    """A side's type, how many of its pages are evicted, and whether its sinks are, and how many of
-    its oldest pages are small."""
+    """A side's type, how many of its pages are evicted, and whether its sinks are, how many of its
+    oldest pages are small, and the exact window that was asked for: the context may be shorter."""
 
     type: CacheType
     evicted: int
     sinks_evicted: bool
     shrunk: int
+    recent: int
+
+    @property
+    def asked(self) -> CacheType:
+        """The type with that window."""
+        return replace(self.type, recent=self.recent)
 
     @classmethod
     def of(cls, side: SideCache) -> StoredSide:
         evicted = sum(page is None for page in side.pages)
-        return cls(side.type, evicted, side.sinks_evicted, int(side.shrunk[0]))
+        return cls(side.type, evicted, side.sinks_evicted, int(side.shrunk[0]), side.recent)
 
     def entry(self) -> dict[str, Any]:
         """The side's part of a header, JSON."""
@@ -44,6 +50,7 @@ class StoredSide:
             "sink": kind.sink,
             "sinks_evicted": self.sinks_evicted,
             "recent": kind.recent,
+            "recent_asked": self.recent,
             "small": kind.small and kind.small.name,
             "small_layout": kind.small and kind.small.layout,
             "shrunk": self.shrunk,
@@ -64,13 +71,16 @@ class StoredSide:
         small = entry.get("small") and find(entry["small"], entry["small_layout"])
         kind = CacheType(plain, size, tail, sink, found.modifiers, recent, small)
         sinks_evicted = flag(entry.get("sinks_evicted", False))
-        stored = cls(kind, count(entry["evicted"]), sinks_evicted, shrunk)
+        asked = count(entry.get("recent_asked", recent))
+        stored = cls(kind, count(entry["evicted"]), sinks_evicted, shrunk, asked)
         own = kind.format.page_tokens
         if not (
             isinstance(kind.tail or kind.format, TokenFormat)
             and kind.page_tokens == (own or kind.page_tokens) > 0
         ):
             raise ValueError(entry)
+        if asked < recent:
+            raise ValueError("a window longer than the one asked for")
         if shrunk > (0 if small is None else kind.sealed(n - sink)):
             raise ValueError("small pages that are not there")
         lost = sink * stored.sinks_evicted + stored.evicted * size

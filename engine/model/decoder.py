@@ -53,8 +53,6 @@ class Decoder:
         for spec, weights, (k, v) in zip(self.spec.layers, self.weights.layers, pairs, strict=True):
             a, of_layer = spec.attention, (_stored(k, weights), v)
             shape = a.kv_heads, a.head_dim, n_ctx, a.window
-            seen = n_ctx if a.window is None else min(n_ctx, a.window)
-            of_layer = of_layer[0].within(seen), of_layer[1].within(seen)
             layers.append(LayerCache(of_layer, *shape, len(layers), position))
         if budget is None:
             return KVCache(layers, n_ctx)

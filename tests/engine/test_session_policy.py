@@ -72,6 +72,31 @@ def test_a_saved_session_keeps_the_types_of_its_layers(recent: int, tmp_path: Pa
     assert converted.tokens == PROMPT[:100]
 
 
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_a_longer_context_has_the_exact_window_that_was_asked_for(
+    name: str, tmp_path: Path
+) -> None:
+    # the first context is shorter than the window, so nothing has been packed yet
+    asked = policy(tmp_path, sink=4, recent=150)
+    left = Session(model(name), n_ctx=100, policy=asked)
+    left.extend(PROMPT[:90])
+    left.save(tmp_path / "s")
+    for given in (None, asked):
+        restored = Session.restore(model(name), tmp_path / "s", n_ctx=250, policy=given)
+        fresh = Session(model(name), n_ctx=250, policy=asked)
+        fresh.extend(PROMPT[:90])
+        assert [(layer.k.type, layer.v.type) for layer in restored.cache.layers] == [
+            (layer.k.type, layer.v.type) for layer in fresh.cache.layers
+        ]
+        assert error(restored.extend(PROMPT[90:]), fresh.extend(PROMPT[90:])) < TOLERANCE
+        full = [layer for layer in restored.cache.layers if layer.window is None]
+        assert all(layer.k.type.recent == layer.v.type.recent == 150 for layer in full)
+        again = tmp_path / "again"
+        restored.save(again)
+        kept = Session.restore(model(name), again)
+        assert [layer.k.recent for layer in kept.cache.layers] == [150] * len(kept.cache.layers)
+
+
 def test_types_that_a_layer_cannot_have_are_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "p.toml"
     path.write_text('[[layers]]\nlast = 1\nk = "q4_0+b"')
