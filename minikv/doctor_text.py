@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from minikv.info import table
-from tools.doctor import WITHIN, WITHOUT_BIAS
+from tools.doctor import WITH_BIAS, WITHIN
 
 _SIDES = {"k": "keys", "v": "values"}
 
@@ -90,7 +90,7 @@ def _reason(d: dict[str, Any], side: str) -> str | None:
     found = {c["name"]: c for c in d["candidates"] if c["side"] == side}
     if not found[chosen]["exact_tail"]:
         return None
-    plain = [c for c in found.values() if not (c["exact_tail"] or WITHOUT_BIAS in c["name"])]
+    plain = [c for c in found.values() if not (c["exact_tail"] or WITH_BIAS in c["name"])]
     losing = [c for c in plain if c["loses"]]
     if not losing:
         c = min(plain, key=lambda c: c["bits"])
@@ -108,7 +108,7 @@ def _reason(d: dict[str, Any], side: str) -> str | None:
 
 def _cause(layer: dict[str, Any], side: str) -> str:
     if side == "k" and layer["k_bias"]:
-        return f"a bias of norm {max(layer['k_bias']):.0f} shares their scales"
+        return "channels stand out, even without the bias, and share their scales"
     return f"a channel stands out {layer[side]['outlier_ratio']:.1f} times and shares their scales"
 
 

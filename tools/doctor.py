@@ -16,7 +16,7 @@ import numpy as np
 from engine.errors import InputError
 from engine.kv.cache import CacheType
 from engine.kv.format import Side
-from engine.kv.formats import kv_format
+from engine.kv.formats import FLOATS, kv_format
 from engine.model.load import Model
 from tools.doctor_figures import (
     BITS,
@@ -33,9 +33,7 @@ from tools.windows import Settings
 
 # The plain types and the norm-separated family; the rest of the grid is for ablations.
 CANDIDATES = ("bf16", "q8_0", "q6_0", "q5_0", "q4_0", "int4nsep", "int3nsep", "int2nsep")
-WITHOUT_BIAS = (
-    "+b"  # modifier: the rotated bias is taken off keys and added back when they are read
-)
+WITH_BIAS = "+nob"  # modifier: keys in a quantized type keep their bias, by default they do not
 LOST = 0.25  # noise from which on a head is taken for lost
 BOUND = 0.02  # nats of mean KLD: the likeliest token stays the same some 92 times in 100
 # mean KLD / noise, the middle of what was measured: (side, whether the newest tokens are exact)
@@ -128,7 +126,7 @@ class Examination:
         self.candidates = [
             _candidate(name, side, found, sizes)
             for (name, side), found in errors.items()
-            if biased or not name.endswith(WITHOUT_BIAS)
+            if biased or not name.endswith(WITH_BIAS)
         ]
 
     def of(self, side: Side) -> list[Candidate]:
@@ -178,15 +176,15 @@ def _figures(x: np.ndarray, side: Side, skip: int, scan: bool) -> SideFigures:
 
 
 def _errors(layer: Layer) -> Iterator[tuple[tuple[str, Side], Error]]:
+    """Of every candidate as a session stores it, and of keys that keep their bias."""
     for name in CANDIDATES:
-        kind = kv_format(name)
-        plain = packing_error(layer.k, kind, "k")
-        yield (name, "k"), plain
+        kind, bias = kv_format(name), layer.k_bias
+        whole = packing_error(layer.k, kind, "k")
+        alike = bias is None or kind in FLOATS
+        yield (name, "k"), whole if alike else packing_error(layer.k, kind, "k", bias)
         yield (name, "v"), packing_error(layer.v, kind, "v")
-        if _known(name + WITHOUT_BIAS):
-            bias = layer.k_bias
-            relieved = plain if bias is None else packing_error(layer.k, kind, "k", bias)
-            yield (name + WITHOUT_BIAS, "k"), relieved
+        if kind not in FLOATS:
+            yield (name + WITH_BIAS, "k"), whole
 
 
 def _candidate(
@@ -202,11 +200,3 @@ def _candidate(
         tuple(error.noise for error in errors),
         float(np.average([error.mean_noise for error in errors], weights=heads)),
     )
-
-
-def _known(name: str) -> bool:
-    try:
-        kv_format(name)
-    except InputError:
-        return False
-    return True

@@ -10,10 +10,10 @@ from tiny_model import HEAD_DIM, KV_HEADS, tensors, write_tiny_model
 
 from engine import Session, load_model
 from engine.errors import InputError
-from engine.kv.formats import kv_format
+from engine.kv.formats import FLOATS, kv_format
 from engine.model.load import open_checkpoint
 from tools import doctor
-from tools.doctor import BOUND, Examination, measure, valley
+from tools.doctor import BOUND, CANDIDATES, Examination, measure, valley
 from tools.doctor_sources import Examined, Layer, features, read
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 10
@@ -81,13 +81,13 @@ def test_random_inputs_give_keys_of_the_models_own_scale_and_bias(plain, biased)
     assert bare[0].k.std() == pytest.approx(1.79, rel=0.05)
 
 
-def test_a_bias_that_dwarfs_its_head_rules_plain_types_out_and_nothing_else(plain, biased):
-    for path, loses in ((plain, set()), (biased, {"q6_0", "q5_0", "q4_0"})):
+def test_a_bias_that_dwarfs_its_head_rules_out_types_that_keep_it_and_nothing_else(plain, biased):
+    for path, loses in ((plain, set()), (biased, {"q6_0+nob", "q5_0+nob", "q4_0+nob"})):
         found = Examination(Examined(open_checkpoint(path)).drawn(), scan=False)
         assert {c.name for c in found.of("k") if c.loses} == loses
         assert not any(c.loses for c in found.of("v"))
         assert all(c.worst_layer == 1 for c in found.of("k") if c.loses)
-        assert found.recommendation(BOUND).k.name.startswith("int")
+        assert not found.recommendation(BOUND).k.name.endswith("+nob")
 
 
 def test_the_recommendation_is_the_smallest_pair_within_the_bound(plain):
@@ -108,16 +108,17 @@ def _bits(found: Examination, bound: float) -> float:
     return advice.k.bits + advice.v.bits
 
 
-def test_types_without_the_bias_are_weighed_where_the_engine_has_them(biased, monkeypatch):
-    def with_bias_types(name: str):
-        return kv_format(name.removesuffix("+b"))
-
-    checkpoint = open_checkpoint(biased)
-    monkeypatch.setattr(doctor, "kv_format", with_bias_types)
-    found = Examination(Examined(checkpoint).drawn(), scan=False)
+def test_a_candidate_is_what_a_session_stores(plain, biased):
+    found = Examination(Examined(open_checkpoint(biased)).drawn(), scan=False)
     noise = {c.name: c.worst for c in found.of("k")}
-    assert noise["q4_0+b"] < 0.1 < noise["q4_0"]
-    assert not any(c.name.endswith("+b") for c in found.of("v"))
+    for c in found.of("k"):
+        model = load_model(biased, backend="reference")
+        layers = Session(model, n_ctx=8, ctk=c.name, ctv="f16").cache.layers
+        lacks = [bool(layer.k.type.modifiers.bias) for layer in layers]
+        assert lacks == [False, kv_format(c.name) not in FLOATS and not c.name.endswith("+nob")]
+    assert noise["q4_0"] < 0.1 < noise["q4_0+nob"]
+    bare = Examination(Examined(open_checkpoint(plain)).drawn(), scan=False)
+    assert {c.name for c in bare.of("k")} == {c.name for c in found.of("v")} == set(CANDIDATES)
 
 
 def test_keys_that_do_not_vary_are_refused():
