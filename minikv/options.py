@@ -107,7 +107,7 @@ BudgetCtkOption = Annotated[
     typer.Option(
         metavar="TYPE",
         help="What keys are then packed into; the type they have lets them stay.  "
-        "[default: int3wf, or int2wf if they are small already]",
+        "[default: int3wf, or int2wf if they are small already, int2wfq for wfq keys]",
     ),
 ]
 BudgetCtvOption = Annotated[
