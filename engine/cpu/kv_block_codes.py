@@ -4,12 +4,13 @@ A row is taken in blocks of 32 channels, whose codes are unsigned bytes; a value
 d (code - middle), or m + d code.  Two verbs per format, `turn` and `interleave`, unpack rows of
 tokens into the units that `engine.cpu.kv_bytes` describes:
 
-    verb(rows, count, row_nbytes, blocks, stride, units, headers)
+    verb(rows, count, row_nbytes, blocks, stride, units, headers, ahead)
 
-for `count` rows from `rows` on.  The first four bytes of what has a d of its own, a block or the
-row, become words [blocks or 1, CHUNK] at `headers`: d and m in float16.  `turn` writes a unit per
-16 tokens, `stride` bytes apart: 4 channels per line of 64 bytes.  `interleave` writes two units per
-block, `stride` bytes apart: 4 tokens per line.  Behind the last token are copies of it.
+for `count` rows from `rows` on; those `ahead` bytes further are asked for.  The first four bytes of
+what has a d of its own, a block or the row, become words [blocks or 1, CHUNK] at `headers`: d and m
+in float16.  `turn` writes a unit per 16 tokens, `stride` bytes apart: 4 channels per line of 64
+bytes.  `interleave` writes two units per block, `stride` bytes apart: 4 tokens per line.  Behind
+the last token are copies of it.
 """
 
 from __future__ import annotations
@@ -50,7 +51,6 @@ from engine.kv.formats.scales import zero_code
 from engine.kv.formats.signed_blocks import Q4_0, Q5_0, Q6_0
 
 CHUNK = 128  # tokens that are unpacked at a time
-_AHEAD = 2048  # bytes between the rows that are unpacked and those that are asked for
 _LEVELS = np.tile((LEVELS + 128).astype(np.uint8), 2)
 
 
@@ -134,17 +134,47 @@ def _row_codes(codes, b, bits, eights):
 
 
 @inlined
-def _take(rows, t, b, form, headers):
-    """Codes of block b of token t as u8x32, its header written; `rows` are (address, count, bytes
-    per row).  Behind the last token it is that one."""
-    address, count, row_nbytes = rows
+def _take(rows, last, t, b, form, headers):
+    """Codes of block b of token t as u8x32, its header written; `rows` are (address, bytes per
+    row, ahead).  Behind the token `last`, unless that is -1, it is that one."""
+    address, row_nbytes, ahead = rows
     bits, start, nbytes, levels, eights = form
-    row = address + min(t, count - 1) * row_nbytes
-    prefetch(row + b * (32 if eights else nbytes) + _AHEAD)
+    row = address + (t if last < 0 else min(t, last)) * row_nbytes
+    prefetch(row + b * (32 if eights else nbytes) + ahead)
     store_u32(headers + 4 * (CHUNK * b + t), load_u32(row + b * nbytes))
     if eights:
         return _row_codes(row + start, b, bits, eights)
     return _block_codes(row + b * nbytes, bits, start, levels)
+
+
+@inlined
+def _turn_eight(rows, last, t, blocks, form, target, headers):
+    for b in range(blocks):
+        turn(
+            _take(rows, last, t, b, form, headers),
+            _take(rows, last, t + 1, b, form, headers),
+            _take(rows, last, t + 2, b, form, headers),
+            _take(rows, last, t + 3, b, form, headers),
+            _take(rows, last, t + 4, b, form, headers),
+            _take(rows, last, t + 5, b, form, headers),
+            _take(rows, last, t + 6, b, form, headers),
+            _take(rows, last, t + 7, b, form, headers),
+            target + 512 * b,
+        )
+
+
+@inlined
+def _interleave_four(rows, last, t, blocks, form, stride, target, headers):
+    for b in range(blocks):
+        first = target + 2 * b * stride
+        interleave(
+            _take(rows, last, t, b, form, headers),
+            _take(rows, last, t + 1, b, form, headers),
+            _take(rows, last, t + 2, b, form, headers),
+            _take(rows, last, t + 3, b, form, headers),
+            first,
+            first + stride,
+        )
 
 
 @cache
@@ -152,29 +182,22 @@ def _verbs(*form: int) -> tuple[Verb, Verb]:
     """turn and interleave; `form`: bits of a code, bytes in front of the codes, bytes of a block,
     whether codes stand for iq4_nl's levels; in rows 0 bytes and a step's channels by 8, else 0."""
 
-    def turn_rows(address, count, row_nbytes, blocks, stride, units, headers):
-        rows = address, count, row_nbytes
-        for t in range(0, count, 8):
+    def turn_rows(address, count, row_nbytes, blocks, stride, units, headers, ahead):
+        rows, whole = (address, row_nbytes, ahead), count & ~7
+        for t in range(0, whole, 8):
             target = units + t // 16 * stride + (t & 8) * 4
-            for b in range(blocks):
-                turn(
-                    _take(rows, t, b, form, headers), _take(rows, t + 1, b, form, headers),
-                    _take(rows, t + 2, b, form, headers), _take(rows, t + 3, b, form, headers),
-                    _take(rows, t + 4, b, form, headers), _take(rows, t + 5, b, form, headers),
-                    _take(rows, t + 6, b, form, headers), _take(rows, t + 7, b, form, headers),
-                    target + 512 * b,
-                )  # fmt: skip
+            _turn_eight(rows, -1, t, blocks, form, target, headers)
+        if whole < count:
+            target = units + whole // 16 * stride + (whole & 8) * 4
+            _turn_eight(rows, count - 1, whole, blocks, form, target, headers)
 
-    def interleave_rows(address, count, row_nbytes, blocks, stride, units, headers):
-        rows = address, count, row_nbytes
-        for t in range(0, count, 4):
-            for b in range(blocks):
-                first = units + 2 * b * stride + 16 * t
-                interleave(
-                    _take(rows, t, b, form, headers), _take(rows, t + 1, b, form, headers),
-                    _take(rows, t + 2, b, form, headers), _take(rows, t + 3, b, form, headers),
-                    first, first + stride,
-                )  # fmt: skip
+    def interleave_rows(address, count, row_nbytes, blocks, stride, units, headers, ahead):
+        rows, whole = (address, row_nbytes, ahead), count & ~3
+        for t in range(0, whole, 4):
+            _interleave_four(rows, -1, t, blocks, form, stride, units + 16 * t, headers)
+        if whole < count:
+            target = units + 16 * whole
+            _interleave_four(rows, count - 1, whole, blocks, form, stride, target, headers)
 
     return Verb(turn_rows), Verb(interleave_rows)
 

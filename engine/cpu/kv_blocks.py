@@ -6,8 +6,9 @@ plus e[t, b] in blocks b that have a range:
     score[t] = sum_b d[t, b] q . (code[t] - middle) + e[t, b] sum q      over the channels of b
     out[c]  += sum_t w[t] (code[t, c] - middle) + sum_t p[t] e[t, b],    w[t] = p[t] d[t, b]
 
-q and w are rounded to 16 bits per row and block, see `engine.cpu.kv_integers`.  e stands for the
-middle of the codes, so that the rounding is multiplied by a code's distance from it only.
+q and w become three planes of signed bytes per row and block, 23 bits: with two, 8-bit codes of the
+layers behind flip.  e stands for the middle of the codes, so that what is rounded is multiplied by
+a code's distance from it only.  `engine.cpu.kv_block_mix` has the mix of the commonest formats.
 
 CHUNK tokens at a time are unpacked into units of bytes (`kv_block_codes`): lanes are tokens in
 scores and channels in mixes; sums of byte products are exact, on every host the same.  For so few
@@ -21,26 +22,28 @@ from functools import cache
 
 import numpy as np
 
-from engine.cpu.dot import dot_bytes, four_bytes
+from engine.cpu.dot import add_dots, zero_dots
 from engine.cpu.jit import Verb, call, field, inlined
 from engine.cpu.kv_block_codes import CHUNK
 from engine.cpu.kv_bytes import lower_channels, upper_channels
+from engine.cpu.kv_floats import larger_magnitude
+from engine.cpu.kv_integers import ROUNDER, row_factor
 from engine.cpu.kv_tokens import width
-from engine.cpu.kv_units import split_row
 from engine.cpu.simd import (
     bitcast,
     convert,
     f16x16,
     f32x16,
     fma,
-    i32x16,
     load,
     load_f32,
+    load_i64,
     reduce_add,
     splat,
     store,
     store_f32,
     store_u32,
+    u8x16,
     u8x64,
     u16x16,
     u32x16,
@@ -48,7 +51,9 @@ from engine.cpu.simd import (
 )
 
 FEW_ROWS = 8
-_TURN, _INTERLEAVE, _ROW_NBYTES, _MIDDLE, _SCORE, _MIX, _PARAMETERS = range(7)
+_TOP = 63 * 65536  # the largest magnitude whose three bytes ROUNDER leaves alone
+_TO_HIGH = 2**32 - 2**22 + 2**15 + 2**7  # takes ROUNDER's own bit off, rounds two bytes up
+_TURN, _INTERLEAVE, ROW_NBYTES, _MIDDLE, _SCORE, MIX, _PARAMETERS = range(7)
 
 
 @cache  # verbs read it
@@ -59,7 +64,7 @@ def record(*fields: int) -> np.ndarray:
 
 
 @inlined
-def _call_many(verb, page, n, a, stride, rows, dim, out, scratch, record):
+def call_many(verb, page, n, a, stride, rows, dim, out, scratch, record):
     x = _PARAMETERS
     p, r, s = field(record, x), field(record, x + 1), field(record, x + 2)
     call(field(record, verb), (page, n, a, stride, rows, dim, out, scratch, p, r, s))
@@ -74,14 +79,14 @@ def _rooms(scratch, wide):
     scales = headers + lines
     factors = scales + 2 * lines
     planes = factors + 16 * FEW_ROWS * (wide // 32)
-    return scratch, headers, scales, factors, planes, planes + 2 * FEW_ROWS * 4 * wide
+    return scratch, headers, scales, factors, planes, planes + 3 * FEW_ROWS * 4 * wide
 
 
 def scratch_nbytes(head_dim: int) -> int:
     """Bytes that score or mix need for few rows."""
     wide = -(-head_dim // 32) * 32
     per_block = 3 * 4 * CHUNK + 16 * FEW_ROWS
-    return 4 * CHUNK + per_block * wide // 32 + (2 * FEW_ROWS * 4 + CHUNK) * wide
+    return 4 * CHUNK + per_block * wide // 32 + (3 * FEW_ROWS * 4 + CHUNK) * wide
 
 
 @inlined
@@ -110,15 +115,29 @@ def _sum(values, n):
 
 @inlined
 def _split(values, n, planes, factors, middle):
-    """Planes int8 [2, n] of float32 [n]; factors: their scale, what offsets the codes' middle."""
-    scale, total = split_row(values, n, planes, 1)
+    """Planes int8 [n / 16, 3, 16] of float32 [n], high, middle and low bytes; factors: their scale,
+    what offsets the codes' middle."""
+    top, total = zeros(f32x16), zeros(f32x16)
+    for c in range(0, 4 * n, 64):
+        top = larger_magnitude(top, load(f32x16, values + c))
+    factor, scale = row_factor(top, _TOP)
+    for c in range(0, n, 16):
+        rounded = fma(load(f32x16, values + 4 * c), factor, splat(f32x16, ROUNDER))
+        whole = bitcast(u32x16, rounded)
+        store(planes + 3 * c, convert(u8x16, (whole + _TO_HIGH) >> 16))
+        store(planes + 3 * c + 16, convert(u8x16, (whole + 128) >> 8))
+        store(planes + 3 * c + 32, convert(u8x16, whole))
+        total = total + (rounded - ROUNDER)
     store_f32(factors, scale)
-    store_f32(factors + 4, -(total * scale * middle))
+    store_f32(factors + 4, -(reduce_add(total) * scale * middle))
 
 
 @inlined
-def _whole(high, low, factors):
-    found = fma(convert(f32x16, high), splat(f32x16, np.float32(256)), convert(f32x16, low))
+def _whole(sums, factors):
+    """A row's sums of products with codes less their middle, f32x16."""
+    byte = splat(f32x16, np.float32(256))
+    found = fma(convert(f32x16, sums[0]), byte, convert(f32x16, sums[1]))
+    found = fma(found, byte, convert(f32x16, sums[2]))
     scale, offset = load_f32(factors), load_f32(factors + 4)
     return fma(found, splat(f32x16, scale), splat(f32x16, offset))
 
@@ -126,14 +145,12 @@ def _whole(high, low, factors):
 @inlined
 def _lane_dots(planes, n, first, second, factors):
     """Two f32x16: sums of n values by the codes of two units less their middle."""
-    a, b, c, d = zeros(i32x16), zeros(i32x16), zeros(i32x16), zeros(i32x16)
-    for k in range(0, n, 4):
-        high, low = four_bytes(planes + k), four_bytes(planes + n + k)
-        step = load(u8x64, first + 16 * k)
-        a, b = dot_bytes(a, step, high), dot_bytes(b, step, low)
-        step = load(u8x64, second + 16 * k)
-        c, d = dot_bytes(c, step, high), dot_bytes(d, step, low)
-    return _whole(a, b, factors), _whole(c, d, factors)
+    found, other = zero_dots(3), zero_dots(3)
+    for k in range(0, n, 16):
+        for j in range(k, k + 16, 4):
+            found = add_dots(found, load(u8x64, first + 16 * j), planes + 2 * k + j, 16, 3)
+            other = add_dots(other, load(u8x64, second + 16 * j), planes + 2 * k + j, 16, 3)
+    return _whole(found, factors), _whole(other, factors)
 
 
 @cache  # callers keep addresses
@@ -142,22 +159,23 @@ def score_verb(ranged: bool, whole: bool) -> Verb:
 
     def score(page, n, q, stride, rows, dim, out, scratch, record, unused, unused_too):
         if rows > FEW_ROWS:
-            _call_many(_SCORE, page, n, q, stride, rows, dim, out, scratch, record)
+            call_many(_SCORE, page, n, q, stride, rows, dim, out, scratch, record)
             return
         wide = width(dim)
         lanes = wide if whole else 32
         blocks = wide // lanes
         _, headers, scales, factors, planes, units = _rooms(scratch, wide)
-        middle, row_nbytes = np.float32(field(record, _MIDDLE)), field(record, _ROW_NBYTES)
+        middle, row_nbytes = np.float32(field(record, _MIDDLE)), field(record, ROW_NBYTES)
+        ahead = load_i64(scratch - 8) - page
         for i in range(rows):
             for b in range(blocks):
                 query, factor = q + 4 * (i * wide + b * lanes), factors + 16 * (i * blocks + b)
-                _split(query, lanes, planes + 2 * (i * wide + b * lanes), factor, middle)
+                _split(query, lanes, planes + 3 * (i * wide + b * lanes), factor, middle)
                 if ranged:
                     store_f32(factor + 8, _sum(query, lanes))
         for t0 in range(0, n, CHUNK):
             count, at = min(CHUNK, n - t0), page + t0 * row_nbytes
-            arguments = (at, count, row_nbytes, wide // 32, 16 * wide, units, headers)
+            arguments = (at, count, row_nbytes, wide // 32, 16 * wide, units, headers, ahead)
             call(field(record, _TURN), arguments)
             _load_scales(headers, count, blocks, middle, scales, ranged)
             for t in range(0, count, 32):
@@ -165,7 +183,7 @@ def score_verb(ranged: bool, whole: bool) -> Verb:
                     first, second = zeros(f32x16), zeros(f32x16)
                     for b in range(blocks):
                         factor = factors + 16 * (i * blocks + b)
-                        left = planes + 2 * (i * wide + b * lanes)
+                        left = planes + 3 * (i * wide + b * lanes)
                         right = units + t * wide + 16 * lanes * b
                         x, y = _lane_dots(left, lanes, right, right + 16 * wide, factor)
                         d = scales + 4 * (CHUNK * b + t)
@@ -187,17 +205,18 @@ def mix_verb(ranged: bool, whole: bool) -> Verb:
 
     def mix(page, n, p, stride, rows, dim, out, scratch, record, unused, unused_too):
         if rows > FEW_ROWS:
-            _call_many(_MIX, page, n, p, stride, rows, dim, out, scratch, record)
+            call_many(MIX, page, n, p, stride, rows, dim, out, scratch, record)
             return
         wide = width(dim)
         lanes = wide if whole else 32
         blocks = wide // lanes
         weights, headers, scales, factors, planes, units = _rooms(scratch, wide)
-        middle, row_nbytes = np.float32(field(record, _MIDDLE)), field(record, _ROW_NBYTES)
+        middle, row_nbytes = np.float32(field(record, _MIDDLE)), field(record, ROW_NBYTES)
+        ahead = load_i64(scratch - 8) - page
         for t0 in range(0, n, CHUNK):
             count, at = min(CHUNK, n - t0), page + t0 * row_nbytes
             tokens = (count + 15) & ~15
-            arguments = (at, count, row_nbytes, wide // 32, 16 * tokens, units, headers)
+            arguments = (at, count, row_nbytes, wide // 32, 16 * tokens, units, headers, ahead)
             call(field(record, _INTERLEAVE), arguments)
             _load_scales(headers, count, blocks, middle, scales, ranged)
             for i in range(rows):
@@ -210,7 +229,7 @@ def mix_verb(ranged: bool, whole: bool) -> Verb:
                             e = load(f32x16, d + 4 * CHUNK * blocks + t)
                             mass = fma(weight, e, mass)
                     factor = factors + 16 * (i * blocks + b)
-                    left = planes + 2 * (i * blocks + b) * tokens
+                    left = planes + 3 * (i * blocks + b) * tokens
                     _split(weights, tokens, left, factor, middle)
                     if ranged:
                         store_f32(factor + 4, load_f32(factor + 4) + reduce_add(mass))
@@ -218,7 +237,7 @@ def mix_verb(ranged: bool, whole: bool) -> Verb:
                 for c in range(0, wide, 32):
                     row = i * blocks + c // lanes
                     left, factor, right = (
-                        planes + 2 * row * tokens,
+                        planes + 3 * row * tokens,
                         factors + 16 * row,
                         units + c * tokens,
                     )

@@ -36,9 +36,9 @@ from engine.cpu.simd import (
 )
 from engine.cpu.vmath import larger
 
-_TOP = 127 * 256  # the largest magnitude whose high byte fits
+TOP = 127 * 256  # the largest magnitude whose high byte fits
 _NEGLIGIBLE = np.float32(1e-30)
-_ROUNDER = np.float32(1.5 * 2**23)  # x + this ends in the 16 bits of x rounded to an integer
+ROUNDER = np.float32(1.5 * 2**23)  # x + this ends in the 22 bits of x rounded to an integer
 
 
 @inlined
@@ -68,22 +68,23 @@ def next_page(page, codes_nbytes, scratch):
 
 
 @inlined
-def row_factor(top):
-    """What the values of a row are multiplied by, and its inverse, for `top` with their largest."""
+def row_factor(top, limit):
+    """What the values of a row are multiplied by, and its inverse, for `top` with their largest to
+    become `limit`."""
     largest = reduce_max(top)
     # what is smaller counts for nothing beside scores and weights near 1, and its factor overflows
-    factor = np.float32(_TOP) / largest if largest > _NEGLIGIBLE else np.float32(0)
-    return splat(f32x16, factor), largest * np.float32(1 / _TOP)
+    factor = np.float32(limit) / largest if largest > _NEGLIGIBLE else np.float32(0)
+    return splat(f32x16, factor), largest * np.float32(1 / limit)
 
 
 @inlined
 def split_values(values, factor, planes, low, total):
     """Write the bytes of 16 values times `factor`, `low` bytes apart; adds them to `total`."""
-    rounded = fma(values, factor, splat(f32x16, _ROUNDER))
+    rounded = fma(values, factor, splat(f32x16, ROUNDER))
     whole = bitcast(u32x16, rounded)
     store(planes, convert(u8x16, (whole + 128) >> 8))
     store(planes + low, convert(u8x16, whole))
-    return total + (rounded - _ROUNDER)
+    return total + (rounded - ROUNDER)
 
 
 @inlined
@@ -100,7 +101,7 @@ def fold_query(query, steps, lanes, bits, values, depth, planes, low, factors):
         part = part * load(f32x16, steps + c)
         top = larger_magnitude(top, part)
         store(values + c, part)
-    factor, scale = row_factor(top)
+    factor, scale = row_factor(top, TOP)
     for c in range(0, depth, 16):
         total = split_values(load(f32x16, values + 4 * c), factor, planes + c, low, total)
     store_f32(factors, scale)
@@ -116,7 +117,7 @@ def fold_weights(weights, norms, count, bits, depth, planes, low, factors):
     for t in range(0, 4 * count, 64):
         part = load(f32x16, weights + t) * load(f32x16, norms + t)
         mass, top = mass + part, larger(part, top)
-    factor, scale = row_factor(top)
+    factor, scale = row_factor(top, TOP)
     for t in range(0, count, 16):
         part = load(f32x16, weights + 4 * t) * load(f32x16, norms + 4 * t)
         total = split_values(part, factor, planes + t, low, total)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from engine.cpu.dot import dot_bytes, four_bytes
 from engine.cpu.jit import inlined
 from engine.cpu.kv_floats import larger_magnitude
-from engine.cpu.kv_integers import pair_products, row_factor, split_values, sums_stride
+from engine.cpu.kv_integers import TOP, pair_products, row_factor, split_values, sums_stride
 from engine.cpu.simd import f32x16, i32x16, load, reduce_add, store, u8x64, zeros
 
 
@@ -19,7 +19,7 @@ def split_row(values, depth, planes, block):
     top, total = zeros(f32x16), zeros(f32x16)
     for c in range(0, 4 * depth, 64):
         top = larger_magnitude(top, load(f32x16, values + c))
-    factor, scale = row_factor(top)
+    factor, scale = row_factor(top, TOP)
     for c in range(0, depth, 16):
         total = split_values(load(f32x16, values + 4 * c), factor, planes + c, block * depth, total)
     return scale, reduce_add(total)

@@ -10,11 +10,12 @@ with `stride` bytes between rows.  Three format parameters follow.  `scratch` ho
 ask for memory ahead.
 
 Behind the n tokens, up to the next multiple of 32, score may write anything, and mix ignores what
-is finite.  Pages of codes, and a few rows with tokens' codes, are multiplied by 16-bit integers.
-Other tokens are multiplied as float32, by many rows on hosts with tile registers as two bfloat16
-halves (f32 never), bf16 by few rows too.  There is a pair for all token formats, one for bf16 on
-tile registers, one for codes in blocks and one for rows of codes (with ranges and without), one for
-the water-filled page formats, and a pair per number of bits for the others.
+is finite.  Pages of codes are multiplied by 16-bit integers, a few rows with tokens' codes by 23
+bits or, in mixes of the commonest blocks, as float32.  Other tokens are multiplied as float32, by
+many rows on hosts with tile registers as two bfloat16 halves (f32 never), bf16 by few rows too.
+There is a pair for all token formats, one for bf16 on tile registers, one for codes in blocks and
+one for rows of codes (with ranges and without), one for the water-filled page formats, and a pair
+per number of bits for the others.
 """
 
 from __future__ import annotations
@@ -22,7 +23,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from engine.cpu import kv_bf16, kv_blocks, kv_kivi, kv_pages, kv_ranges, kv_tokens, kv_waterfill
+from engine.cpu import (
+    kv_bf16,
+    kv_block_mix,
+    kv_blocks,
+    kv_kivi,
+    kv_pages,
+    kv_ranges,
+    kv_tokens,
+    kv_waterfill,
+)
 from engine.cpu.host import AMX
 from engine.cpu.jit import Verb
 from engine.cpu.kv_block_codes import codes_of
@@ -70,7 +80,7 @@ def _token_verbs(
         score.address, mix.address, *parameters,
     )  # fmt: skip
     score = kv_blocks.score_verb(codes.ranged, codes.whole)
-    mix = kv_blocks.mix_verb(codes.ranged, codes.whole)
+    mix = kv_block_mix.mix_verb(kind) or kv_blocks.mix_verb(codes.ranged, codes.whole)
     return score, mix, (fields.ctypes.data, 0, 0)
 
 

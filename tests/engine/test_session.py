@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.simulated_pages import expanded
 from engine.backends import new_ops
 from engine.checkpoint import Checkpoint, Tensor
 from engine.config import available_cores
@@ -40,15 +41,8 @@ def model(name: str, backend: str = "cpu", threads: int = 1) -> Model:
 
 
 def exact(name: str) -> Checkpoint:
-    """The checkpoint with its weights expanded to float32, whose products round nothing: what moves
-    logits then is the cache alone."""
-    found = open_checkpoint(ORACLES / name)
-    tensors = {}
-    for tensor in found.tensors.values():
-        values = dequantize(tensor)
-        data = values.view(np.uint8).reshape(1 if values.ndim == 1 else len(values), -1)
-        tensors[tensor.name] = Tensor(tensor.name, "F32", tensor.shape, data)
-    return replace(found, tensors=tensors)
+    """The checkpoint with exact weights: what moves logits then is the cache alone."""
+    return expanded(open_checkpoint(ORACLES / name))
 
 
 def session(name: str = "llama", kind: str | CacheType = "f32", **options: Any) -> Session:
