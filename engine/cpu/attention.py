@@ -2,8 +2,8 @@
 
 Work is cut into items of one KV head and a block of queries (or, for a single query, a stretch of
 tokens); each runs over spans of tokens: score the span's key pages, one step of online softmax, mix
-its value pages.  The cuts depend on lengths alone, so the result does not depend on the number of
-threads.
+its value pages.  Who finishes the last part of a head's queries combines them.  The cuts depend on
+lengths alone, so the result does not depend on the number of threads.
 
 Tokens are counted from behind the sinks, whose page has index -1 and is a span of its own: its
 tokens are -sink..0, and the cuts are those of a cache without sinks.
@@ -15,8 +15,10 @@ import math
 
 import numpy as np
 
+from engine.cpu.atomics import atomic_add, atomic_store
 from engine.cpu.jit import Verb, call, field, inlined, kernel
 from engine.cpu.key_bias import add_bias, bias_fields, bias_nbytes, gather_bias
+from engine.cpu.kv_bf16 import FEW_ROWS
 from engine.cpu.kv_floats import fetch
 from engine.cpu.kv_tokens import width
 from engine.cpu.kv_verbs import page_verbs, scratch_nbytes
@@ -37,19 +39,18 @@ from engine.ops import KeyBias
 
 # Query rows of an item: enough to pay for unpacking a page, few enough to stay in L2.
 QUERY_ROWS = 192
-PART = 1024  # tokens of an item, and of a span, when there is a single query
-FETCHED = 4096  # bytes of an item's first page that are asked for
+PART = 1024  # tokens of an item when there is a single query, to within a half
 
 # The argument block: shapes, addresses, then the fields of either side.  The cached tokens are
 # those at the address _START plus _PENDING when the entry runs: one recording serves every token.
 # _PENDING has the sinks taken off.
-_HEADS, _KV_HEADS, _DIM, _TOKENS, _START, _PENDING, _WINDOW, _SPAN, _BLOCK, _PARTS, _PART = range(
+_HEADS, _KV_HEADS, _DIM, _TOKENS, _START, _PENDING, _WINDOW, _SPAN, _BLOCK, _PARTS, _UNITS = range(
     1, 12
 )
 _QUERIES, _OUT, _FACTORS, _PARTIAL, _PARTIAL_NBYTES, _SCRATCH, _SCRATCH_NBYTES = range(12, 19)
-_SINK, _K, _V, _BIAS, _BIAS_NBYTES = 19, 20, 44, 68, 77
-_PAGE, _TABLE, _SHRUNK, _PACKED, _OPEN, _SINKS, _SMALL, _RECENT = 0, 1, 2, 3, 8, 13, 18, 23
-_VERB, _NBYTES, _PARAMETER = 0, 1, 2  # of _PACKED, _OPEN, _SINKS and _SMALL
+_SINK, _UNIT, _FIRST, _FINISHED, _SLOTS, _K, _V, _BIAS, _BIAS_NBYTES = *range(19, 25), 52, 80, 89
+_PAGE, _TABLE, _SHRUNK, _PACKED, _OPEN, _SINKS, _SMALL, _RECENT = 0, 1, 2, 3, 9, 15, 21, 27
+_VERB, _NBYTES, _PARAMETER, _RUN = 0, 1, 2, 5  # of _PACKED, _OPEN, _SINKS and _SMALL
 
 
 @inlined
@@ -78,14 +79,29 @@ def _page(plan, side, index, head):
 
 
 @kernel
-def _run_verb(plan, side, index, head, a, stride, rows, out, scratch):
-    """The side's verb on page `index` of KV head `head`, for as many tokens as the page holds."""
+def _run_end(plan, side, index, stop, rows):
+    """Behind the last page below `stop` that one verb takes together with page `index`."""
+    run, end = field(plan, _stored(plan, side, index) + _RUN), index + 1
+    if run != 0 and rows <= FEW_ROWS:
+        while end < stop and field(plan, _stored(plan, side, end) + _RUN) == run:
+            end += 1
+    return end
+
+
+@kernel
+def _run_verb(plan, side, index, end, head, a, stride, rows, out, scratch):
+    """The side's verb on pages `index` to `end` of KV head `head`, for the tokens they hold."""
     size, stored = field(plan, side + _PAGE), _stored(plan, side, index)
-    n = min(size, _cached(plan) - index * size)
+    n = min(end * size, _cached(plan)) - index * size
     if index < 0:
         n = min(field(plan, _SINK), _cached(plan) + field(plan, _SINK))
+    dim, run = field(plan, _DIM), field(plan, stored + _RUN)
+    if run != 0 and rows <= FEW_ROWS:
+        cells, offset = field(plan, side + _TABLE) + 8 * index, head * field(plan, stored + _NBYTES)
+        call(run, (cells, offset, size, n, a, stride, rows, dim, out, scratch))
+        return
     page, x = _page(plan, side, index, head), stored + _PARAMETER
-    dim, p, r, s = field(plan, _DIM), field(plan, x), field(plan, x + 1), field(plan, x + 2)
+    p, r, s = field(plan, x), field(plan, x + 1), field(plan, x + 2)
     call(field(plan, stored + _VERB), (page, n, a, stride, rows, dim, out, scratch, p, r, s))
 
 
@@ -109,8 +125,14 @@ def _gather_queries(plan, t0, tokens, head, out):
 
 
 @kernel
-def _attend_span(plan, head, position, rows, s0, s1, span, acc, scratch):
-    """Rows whose first query is at `position` over the tokens s0..s1, scored as `span` tokens."""
+def _attend_span(plan, head, position, rows, s0, s1, span, beyond, acc, scratch):
+    """Rows whose first query is at `position` over the tokens s0..s1; there are `span` weights,
+    since value pages may hold tokens that none of these queries sees.
+
+    What is read next is asked for all the time: the page behind that which is scored, a second
+    page of values in the softmax, the page but one while values are mixed; `beyond` is read after
+    this span.
+    """
     group = field(plan, _HEADS) // field(plan, _KV_HEADS)
     wide, window, stride = width(field(plan, _DIM)), field(plan, _WINDOW), 4 * field(plan, _SPAN)
     softcap = load_f32(field(plan, _FACTORS) + 4)
@@ -121,41 +143,54 @@ def _attend_span(plan, head, position, rows, s0, s1, span, acc, scratch):
     # pages in front of every query's window are skipped: they may have been evicted
     first = s0 if window == 0 else max(s0, position - window + 1)
     size, v_size = field(plan, _K + _PAGE), field(plan, _V + _PAGE)
-    stop = (s1 + size - 1) // size
-    for page in range(first // size, stop):
-        last = page + 1 == stop
-        following = (
-            _page(plan, _V, first // v_size, head) if last else _page(plan, _K, page + 1, head)
-        )
-        store_i64(rest - 8, following)
+    v_first, v_stop = first // v_size, (s1 + v_size - 1) // v_size
+    following = _page(plan, _V, v_first, head)
+    second = _page(plan, _V, v_first + 1, head) if v_first + 1 < v_stop else beyond
+    page, stop = first // size, (s1 + size - 1) // size
+    while page < stop:
         # the sinks' page begins where they do
         out = scores + 4 * max(page * size - s0, 0)
-        _run_verb(plan, _K, page, head, scratch, stride, rows, out, rest)
+        end = _run_end(plan, _K, page, stop, rows)
+        store_i64(rest - 8, following if end == stop else _page(plan, _K, end, head))
+        _run_verb(plan, _K, page, end, head, scratch, stride, rows, out, rest)
+        page = end
     if field(plan, _BIAS) != 0:
         skipped = (first - s0) & ~15
         sink, out = field(plan, _SINK), scores + 4 * skipped
         add_bias(plan + 8 * _BIAS, rows, s0 + skipped, s1, sink, out, stride, buffers, rest)
-    # value pages may hold tokens that none of these queries sees
-    count = min(span, (_cached(plan) - s0 + 31) & ~31)
+    nbytes = field(plan, _V + _PACKED + _NBYTES)
+    share = (nbytes // 64 + rows - 1) // rows * 64
     for i in range(rows):
         newest = position + i // group
         oldest = s0 if window == 0 else max(s0, newest - window + 1)
         row, newest = scores + i * stride, min(newest + 1, s1)
         if oldest >= newest:
-            clear(row, count)
+            clear(row, span)
             continue
-        target = acc + 4 * i * wide
-        softmax_row(row, count, oldest - s0, newest - s0, states + 8 * i, target, wide, softcap)
-    stop = (s1 + v_size - 1) // v_size
-    for page in range(first // v_size, stop):
-        store_i64(rest - 8, _page(plan, _V, min(page + 1, stop - 1), head))
+        state, target, ahead = states + 8 * i, acc + 4 * i * wide, second + i * share
+        end = min(ahead + share, second + nbytes)
+        oldest, newest = oldest - s0, newest - s0
+        softmax_row(row, span, oldest, newest, state, target, wide, softcap, ahead, end)
+    page = v_first
+    while page < v_stop:
         weights = scores + 4 * max(page * v_size - s0, 0)
-        _run_verb(plan, _V, page, head, weights, stride, rows, acc, rest)
+        end = _run_end(plan, _V, page, v_stop, rows)
+        # a run asks for the page but one by itself
+        index = max(page + 2, end)
+        store_i64(rest - 8, _page(plan, _V, index, head) if index < v_stop else beyond)
+        _run_verb(plan, _V, page, end, head, weights, stride, rows, acc, rest)
+        page = end
+
+
+@inlined
+def _first_page(plan, head, start):
+    return _page(plan, _K, max(0, start) // field(plan, _K + _PAGE), head)
 
 
 @kernel
-def _attend_block(plan, head, t0, tokens, start, stop, acc, scratch):
-    """Queries t0..t0+tokens of one KV head over the cached tokens start..stop.
+def _attend_block(plan, head, t0, tokens, start, stop, beyond, acc, scratch):
+    """Queries t0..t0+tokens of one KV head over the cached tokens start..stop; `beyond` is read
+    after them.
 
     Leaves unnormalized sums float32 [rows, width] at `acc`, then (maximum, sum) per row.
     """
@@ -163,9 +198,6 @@ def _attend_block(plan, head, t0, tokens, start, stop, acc, scratch):
     wide, span, rows = width(field(plan, _DIM)), field(plan, _SPAN), tokens * group
     position, sink = _cached(plan) - field(plan, _TOKENS) + t0, field(plan, _SINK)
     states = acc + 4 * rows * wide
-    # verbs ask for the page behind theirs: here is no verb yet
-    first = _page(plan, _K, max(0, start) // field(plan, _K + _PAGE), head)
-    fetch(first, min(FETCHED, field(plan, _K + _PACKED + _NBYTES)) // 64)
     _gather_queries(plan, t0, tokens, head, scratch)
     if field(plan, _BIAS) != 0:
         scale, dim = load_f32(field(plan, _FACTORS)), field(plan, _DIM)
@@ -176,43 +208,69 @@ def _attend_block(plan, head, t0, tokens, start, stop, acc, scratch):
     for i in range(rows):
         store_f32(states + 8 * i, MASKED)
         store_f32(states + 8 * i + 4, np.float32(0))
+    cached, unit = _cached(plan), field(plan, _UNIT)
     if start < 0:  # sinks are wanted
         s1, some = min(0, stop), (sink + 31) & ~31
-        _attend_span(plan, head, position, rows, -sink, s1, some, acc, scratch)
-    for s0 in range(max(0, start) // span * span, stop, span):
+        _attend_span(plan, head, position, rows, -sink, s1, some, beyond, acc, scratch)
+    for s0 in range(max(0, start) // unit * unit, stop, span):
         s1 = min(s0 + span, stop)
-        _attend_span(plan, head, position, rows, s0, s1, span, acc, scratch)
+        some = min((s1 - s0 + unit - 1) // unit * unit, (cached - s0 + 31) & ~31)
+        after = beyond if s1 == stop else _page(plan, _K, s1 // field(plan, _K + _PAGE), head)
+        _attend_span(plan, head, position, rows, s0, s1, some, after, acc, scratch)
 
 
-def _attend_item(plan, item, slot):
-    """Item: (KV head, block of queries, part of the tokens); its sums go to its partial."""
+@inlined
+def _part_start(plan, part):
+    whole = part * field(plan, _UNITS) // field(plan, _PARTS)
+    return (field(plan, _FIRST) + whole) * field(plan, _UNIT)
+
+
+@kernel
+def _cut_item(plan, item):
+    """An item's KV head, first query, number of queries, first token or less, last token + 1."""
     parts, block = field(plan, _PARTS), field(plan, _BLOCK)
-    tokens, part_tokens = field(plan, _TOKENS), field(plan, _PART)
+    tokens = field(plan, _TOKENS)
     unit, part = item // parts, item % parts
     blocks = (tokens + block - 1) // block
     t0 = unit % blocks * block
     count = min(block, tokens - t0)
     # the block's last query sees no further than itself
     stop = _cached(plan) - tokens + t0 + count
-    start = part * part_tokens if part > 0 else -field(plan, _SINK)
+    start = _part_start(plan, part) if part > 0 else -field(plan, _SINK)
     if field(plan, _WINDOW) != 0:
         start = max(start, stop - count - field(plan, _WINDOW) + 1)
     if part < parts - 1:
-        stop = min(stop, (part + 1) * part_tokens)
+        stop = min(stop, _part_start(plan, part + 1))
+    return unit // blocks, t0, count, start, stop
+
+
+def _attend_item(plan, item, slot):
+    """Item: (KV head, block of queries, part of the tokens); its sums go to its partial."""
+    head, t0, count, start, stop = _cut_item(plan, item)
+    first, slots, parts = _first_page(plan, head, start), field(plan, _SLOTS), field(plan, _PARTS)
+    if item < slots:  # nobody asked for it
+        fetch(first, field(plan, _K + _PACKED + _NBYTES) // 64)
+    # threads take items in turn, so this is probably the one that this thread takes next
+    likely, beyond = item + slots, first
+    if likely < field(plan, 0):
+        after, _, _, its_start, _ = _cut_item(plan, likely)
+        beyond = _first_page(plan, after, its_start)
     acc = field(plan, _PARTIAL) + item * field(plan, _PARTIAL_NBYTES)
     scratch = field(plan, _SCRATCH) + slot * field(plan, _SCRATCH_NBYTES)
-    _attend_block(plan, unit // blocks, t0, count, start, stop, acc, scratch)
+    _attend_block(plan, head, t0, count, start, stop, beyond, acc, scratch)
+    finished = field(plan, _FINISHED) + 8 * (item // parts)
+    if atomic_add(finished, 1) + 1 == parts:
+        atomic_store(finished, 0)
+        _combine(plan, item // parts, head, t0, count)
 
 
-def _combine_item(plan, unit, slot):
-    """Unit: (KV head, block of queries)."""
-    heads, dim, tokens = field(plan, _HEADS), field(plan, _DIM), field(plan, _TOKENS)
-    group, block, wide = heads // field(plan, _KV_HEADS), field(plan, _BLOCK), width(dim)
+@kernel
+def _combine(plan, unit, head, t0, tokens):
+    """The output of a KV head's block of queries from its parts."""
+    heads, dim = field(plan, _HEADS), field(plan, _DIM)
+    group, wide = heads // field(plan, _KV_HEADS), width(dim)
     parts, stride = field(plan, _PARTS), field(plan, _PARTIAL_NBYTES)
-    blocks = (tokens + block - 1) // block
-    head, t0 = unit // blocks, unit % blocks * block
-    rows = min(block, tokens - t0) * group
-    base = field(plan, _PARTIAL) + unit * parts * stride
+    rows, base = tokens * group, field(plan, _PARTIAL) + unit * parts * stride
     for i in range(rows):
         out = field(plan, _OUT) + 4 * ((t0 + i // group) * heads + head * group + i % group) * dim
         states = base + 4 * rows * wide + 8 * i
@@ -220,18 +278,27 @@ def _combine_item(plan, unit, slot):
 
 
 def _cut(arguments, item, slot):
-    """Cut a single query's work into parts, as many as the tokens cached by now need.
+    """Cut what a single query sees into parts of about PART tokens, as equal as pages allow, as
+    many as make an even number of items: two threads then have equally much to do.
 
-    Fields: the attention's argument block, the combination's.
+    Field: the attention's argument block.
     """
     plan = field(arguments, 1)
-    parts = max(1, (_cached(plan) + field(plan, _PART) - 1) // field(plan, _PART))
-    store_i64(plan, field(plan, _KV_HEADS) * parts)
+    cached, unit, heads = _cached(plan), field(plan, _UNIT), field(plan, _KV_HEADS)
+    first, most, usual = 0, field(plan, _SPAN) // unit, max(1, PART // unit)
+    if field(plan, _WINDOW) != 0:
+        first = max(0, cached - field(plan, _WINDOW)) // unit
+    units = max(1, (cached + unit - 1) // unit - first)
+    usual *= 1 + heads % 2
+    parts = max(1, (units + usual // 2) // usual) * (1 + heads % 2)
+    parts = min(max(parts, (units + most - 1) // most), units)
+    store_i64(plan, heads * parts)
     store_i64(plan + 8 * _PARTS, parts)
-    store_i64(field(arguments, 2) + 8 * _PARTS, parts)
+    store_i64(plan + 8 * _FIRST, first)
+    store_i64(plan + 8 * _UNITS, units)
 
 
-_ATTEND, _COMBINE, _CUT = Verb(_attend_item), Verb(_combine_item), Verb(_cut)
+_ATTEND, _CUT = Verb(_attend_item), Verb(_cut)
 
 
 def attend(
@@ -252,32 +319,31 @@ def attend(
     sizes, sink = (layer.k.type.page_tokens, layer.v.type.page_tokens), layer.k.type.sink
     span = min(math.lcm(*sizes), max(-(-layer.n_ctx // size) * size for size in sizes))
     block = min(tokens, max(1, QUERY_ROWS * kv_heads // heads))
-    part = -(-PART // span) * span
-    span = part if tokens == 1 else span
+    unit, span = span, max(span, PART * 3 // 2 // span * span) if tokens == 1 else span
     rows, wide = block * heads // kv_heads, -(-dim // 32) * 32
     units = kv_heads * -(-tokens // block)
-    parts = -(-layer.n_ctx // part) if tokens == 1 else 1
+    parts = 1 if tokens > 1 else 3 + layer.n_ctx // max(unit, PART // unit * unit)
     out = pool.take((tokens, heads, dim))
     partial = pool.take((units * parts, rows * (wide + 2)))
     biased = bias_nbytes(bias, rows)
     needed = 4 * rows * (wide + span) + biased + 64 + scratch_nbytes(rows, dim, max(sizes))
     scratch = pool.take((threads, -(-needed // 64) * 64), np.uint8)
     factors = np.array([scale, softcap], np.float32)
-    program.hold(factors, layer.count.position, layer.k.table, layer.v.table)
+    finished = np.zeros(units, np.int64)
+    program.hold(factors, finished, layer.count.position, layer.k.table, layer.v.table)
     program.hold(layer.k.shrunk, layer.v.shrunk)
     start, pending = layer.count.position.ctypes.data, layer.count.pending - sink
     fields = (
-        heads, kv_heads, dim, tokens, start, pending, layer.window or 0, span, block, parts, part,
+        heads, kv_heads, dim, tokens, start, pending, layer.window or 0, span, block, 1, 1,
         q.ctypes.data, out.ctypes.data, factors.ctypes.data,
         partial.ctypes.data, partial.strides[0], scratch.ctypes.data, scratch.shape[1],
-        sink, *_side_fields(layer.k), *_side_fields(layer.v),
-        *bias_fields(bias), biased,
+        sink, unit, 0, finished.ctypes.data, threads,
+        *_side_fields(layer.k), *_side_fields(layer.v), *bias_fields(bias), biased,
     )  # fmt: skip
-    plan, combination = program.block(units * parts, *fields), program.block(units, *fields)
+    plan = program.block(units, *fields)
     if tokens == 1:
-        program.add(_CUT, 1, plan.ctypes.data, combination.ctypes.data)
+        program.add(_CUT, 1, plan.ctypes.data)
     program.append(_ATTEND, plan)
-    program.append(_COMBINE, combination)
     return out
 
 
@@ -293,5 +359,6 @@ def _side_fields(side: SideCache) -> tuple[int, ...]:
     for stored, tokens in forms:
         verbs = page_verbs(stored, tokens, side.head_dim)
         verb = verbs.score if side.side == "k" else verbs.mix
-        fields += [verb, verbs.head_nbytes, *verbs.parameters]
+        run = verbs.score_run if side.side == "k" else verbs.mix_run
+        fields += [verb, verbs.head_nbytes, *verbs.parameters, run]
     return (*fields, kind.recent)

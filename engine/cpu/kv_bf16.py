@@ -6,6 +6,9 @@ low, and eight rows fill a tile: the high halves and then the low ones.  Sums ar
 Keys are the left factor just as they lie in the page, 32 tokens at a time, the queries the right
 one; sums come as [token, row].  Values are the right factor: the rows of two tokens become pairs.
 
+A run of pages is one loop: waiting for sums to leave the tiles at the end of every page, and
+configuring them at its beginning, took a third of the time.
+
 Channels are a multiple of 32.  Parameters are those of `engine.cpu.kv_tokens`, which serves other
 widths; many rows are multiplied by its tiles.
 """
@@ -24,7 +27,7 @@ from engine.cpu.amx import (
     tiles_end,
 )
 from engine.cpu.halves import plain_row
-from engine.cpu.jit import Verb, inlined
+from engine.cpu.jit import Verb, inlined, kernel
 from engine.cpu.kv_floats import (
     fetch,
     lower_pairs,
@@ -35,12 +38,11 @@ from engine.cpu.kv_floats import (
     upper_quads,
 )
 from engine.cpu.kv_tiles import tile_mix, tile_score
-from engine.cpu.simd import f32x16, load, load_i64, store, u16x32, zeros
+from engine.cpu.simd import f32x16, load, load_i64, store, store_i64, u16x32, zeros
 
 ROWS = 8  # of a block of query rows
 FEW_ROWS = 12  # up to which making tiles of all keys and values costs more
 STEP = 32  # tokens at a time
-CHUNK = 128  # tokens whose weights become tiles at a time
 
 
 @inlined
@@ -59,11 +61,53 @@ def _query_tiles(q, rows, dim, words, tiles):
 
 
 @inlined
-def _store_scores(sums, out, stride, rows, ahead, nbytes):
-    """Scores of 32 tokens, while `nbytes` are fetched."""
+def _single(page, scratch):
+    """A run of one page: its cell, before the scratch that is left to the run."""
+    store_i64(scratch, page)
+    store_i64(scratch + 56, load_i64(scratch - 8))
+    return scratch
+
+
+@inlined
+def _store_scores(sums, out, stride, rows):
+    """Scores of 32 tokens."""
     for t in range(0, STEP, 16):
-        fetch(ahead + nbytes // STEP * t, nbytes // 128)
         store_folded(sums + 64 * t, out + 4 * t, stride, rows)
+
+
+@kernel
+def _score_run(cells, offset, size, n, q, stride, rows, dim, out, scratch):
+    words = scratch + 4 * TILE  # behind two pairs of sums
+    tiles = words + 4 * ROWS * dim
+    block = tiles + 4 * ROWS * dim
+    for i in range(0, rows, ROWS):
+        some, target, square = min(ROWS, rows - i), out + i * stride, scratch
+        _query_tiles(q + 4 * i * dim, some, dim, words, tiles)
+        tiles_begin(scratch)
+        for t0 in range(0, n, size):
+            cell = cells + 8 * (t0 // size)
+            page = load_i64(cell) + offset
+            ahead = load_i64(scratch - 8) if t0 + size >= n else load_i64(cell + 8) + offset
+            for t in range(0, min(size, n - t0), STEP):
+                at, count = page + 2 * t * dim, min(STEP, n - t0 - t)
+                if count < STEP:  # nothing is read behind the page
+                    _copy(at, 2 * count * dim, block)
+                    at = block
+                column_zero()
+                for c in range(dim // 32):
+                    fetch(ahead, 16)
+                    column_add(at + 64 * c, 2 * dim, tiles + TILE * c, 1)
+                    fetch(ahead + 1024, 16)
+                    ahead += 2048
+                column_store(square)
+                # a load right behind a tile's store would wait for it
+                square = 2 * scratch + 2 * TILE - square
+                if t0 + t > 0:
+                    _store_scores(square, target, stride, some)
+                    target += 4 * STEP
+        square = 2 * scratch + 2 * TILE - square
+        _store_scores(square, target, stride, some)
+        tiles_end()
 
 
 def _score(page, n, q, stride, rows, dim, out, scratch, decoder, row_nbytes, values):
@@ -72,56 +116,29 @@ def _score(page, n, q, stride, rows, dim, out, scratch, decoder, row_nbytes, val
             page, n, q, stride, rows, dim, out, scratch, decoder, row_nbytes, values, 2, True
         )
         return
-    words = scratch + 4 * TILE  # behind two pairs of sums
-    tiles = words + 4 * ROWS * dim
-    block = tiles + 4 * ROWS * dim
-    nbytes = 2 * STEP * dim
-    for i in range(0, rows, ROWS):
-        some, target, square = min(ROWS, rows - i), out + i * stride, scratch
-        ahead = load_i64(scratch - 8)
-        _query_tiles(q + 4 * i * dim, some, dim, words, tiles)
-        tiles_begin(scratch)
-        for t in range(0, n, STEP):
-            at, count = page + 2 * t * dim, min(STEP, n - t)
-            if count < STEP:  # nothing is read behind the page
-                _copy(at, 2 * count * dim, block)
-                at = block
-            column_zero()
-            column_add(at, 2 * dim, tiles, dim // 32)
-            column_store(square)
-            # a load right behind a tile's store would wait for it
-            square = 2 * scratch + 2 * TILE - square
-            if t > 0:
-                _store_scores(square, target, stride, some, ahead, nbytes)
-                target += 4 * STEP
-                ahead += nbytes
-        square = 2 * scratch + 2 * TILE - square
-        _store_scores(square, target, stride, some, ahead, nbytes)
-        tiles_end()
+    _score_run(_single(page, scratch), 0, n, n, q, stride, rows, dim, out, scratch + 64)
 
 
 @inlined
 def _value_tiles(rows, dim, channels, tiles, ahead):
     """Tiles of 32 tokens, two for 32 channels: pairs of tokens by 16 channels, in the order that
-    `lower_pairs` leaves.  As many bytes are fetched."""
-    for c in range(0, channels, 32):
+    `lower_pairs` leaves.  The same channels of the rows at `ahead` are fetched."""
+    for c in range(0, 2 * channels, 64):
         for i in range(16):
-            first = rows + 4 * i * dim + 2 * c
-            x, y = load(u16x32, first), load(u16x32, first + 2 * dim)
-            fetch(ahead + 128 * i, 2)
+            first = 4 * i * dim + c
+            x, y = load(u16x32, rows + first), load(u16x32, rows + first + 2 * dim)
+            fetch(ahead + first, 1)
+            fetch(ahead + first + 2 * dim, 1)
             store(tiles + 64 * i, lower_pairs(x, y))
             store(tiles + TILE + 64 * i, upper_pairs(x, y))
         tiles += 2 * TILE
-        ahead += 2 * TILE
 
 
 @inlined
-def _weight_tiles(p, stride, rows, n, tiles):
-    """Tiles of up to 8 rows' high halves and then the low ones, by 32 tokens."""
+def _weight_tile(p, stride, rows, tile):
+    """Up to 8 rows' high halves and then the low ones, by 32 tokens."""
     for i in range(rows):
-        for t in range(0, n, STEP):
-            source, target = p + i * stride + 4 * t, tiles + TILE // STEP * t + 64 * i
-            plain_row(source, STEP, target, 64 * ROWS)
+        plain_row(p + i * stride, STEP, tile + 64 * i, 64 * ROWS)
 
 
 @inlined
@@ -140,47 +157,70 @@ def _add_mixes(sums, rows, channels, out, stride):
             store(target + 64, load(f32x16, target + 64) + upper_quads(a, b))
 
 
+@inlined
+def _mix_channels(cells, offset, size, n, p, stride, rows, dim, first, channels, scratch):
+    """Sums [16, 64] of up to 8 rows by 64 channels of the run, from channel `first` on."""
+    left = scratch + 4 * TILE
+    right = left + 2 * TILE
+    block = right + 8 * TILE
+    sums_zero()
+    weights, tiles = left, right
+    for t0 in range(0, n, size):
+        cell = cells + 8 * (t0 // size)
+        page = load_i64(cell) + offset + 2 * first
+        ahead = page  # of a run's last page but one on, what comes next is asked for once
+        if t0 + 2 * size < n:
+            ahead = load_i64(cell + 16) + offset + 2 * first
+        elif n <= size or t0 + size < n:
+            ahead = load_i64(scratch - 8) + 2 * first
+        for t in range(0, min(size, n - t0), STEP):
+            at, count = page + 2 * t * dim, min(STEP, n - t0 - t)
+            if count < STEP:
+                _copy_rows(at, count, dim, channels, block)
+                at = block
+            _weight_tile(p + 4 * (t0 + t), stride, rows, weights)
+            _value_tiles(at, dim, channels, tiles, ahead + 2 * t * dim)
+            weights = 2 * left + TILE - weights
+            tiles = 2 * right + 4 * TILE - tiles
+            # tiles just stored would be waited for, so those before are multiplied
+            if t0 + t > 0:
+                row_add(weights, tiles)
+    row_add(2 * left + TILE - weights, 2 * right + 4 * TILE - tiles)
+    row_store(scratch)
+
+
+@inlined
+def _copy_rows(source, rows, dim, channels, block):
+    """Channels of fewer than 32 rows, with zeros behind them."""
+    for t in range(STEP):
+        for c in range(0, 2 * channels, 64):
+            at = 2 * t * dim + c
+            store(block + at, load(u16x32, source + at) if t < rows else zeros(u16x32))
+
+
+@kernel
+def _mix_run(cells, offset, size, n, p, stride, rows, dim, out, scratch):
+    tiles_begin(scratch)
+    for i in range(0, rows, ROWS):
+        some, row = min(ROWS, rows - i), p + i * stride
+        for c in range(0, dim, 64):
+            channels = min(64, dim - c)
+            _mix_channels(cells, offset, size, n, row, stride, some, dim, c, channels, scratch)
+            _add_mixes(scratch, some, channels, out + 4 * (i * dim + c), 4 * dim)
+    tiles_end()
+
+
 def _mix(page, n, p, stride, rows, dim, out, scratch, decoder, row_nbytes, values):
     if rows > FEW_ROWS:
         tile_mix(page, n, p, stride, rows, dim, out, scratch, decoder, row_nbytes, values, 2, True)
         return
-    left = scratch + 4 * TILE
-    right = left + CHUNK // STEP * TILE
-    block = right + 8 * TILE
-    whole = n // STEP * STEP
-    if whole < n:
-        _copy(page + 2 * whole * dim, 2 * (n - whole) * dim, block)
-        for z in range(2 * (n - whole) * dim, 2 * STEP * dim, 64):
-            store(block + z, zeros(u16x32))
-    tiles_begin(scratch)
-    for i in range(0, rows, ROWS):
-        some, ahead = min(ROWS, rows - i), load_i64(scratch - 8)
-        for t0 in range(0, n, CHUNK):
-            end = min(t0 + CHUNK, n)
-            _weight_tiles(p + i * stride + 4 * t0, stride, some, end - t0, left)
-            for c in range(0, dim, 64):
-                channels, weights, tiles = min(64, dim - c), left, right
-                sums_zero()
-                for t in range(t0, end, STEP):
-                    at = page + 2 * t * dim if t < whole else block
-                    _value_tiles(at + 2 * c, dim, channels, tiles, ahead)
-                    ahead += 2 * STEP * channels
-                    tiles = 2 * right + 4 * TILE - tiles
-                    # tiles just stored would be waited for, so those before are multiplied
-                    if t > t0:
-                        row_add(weights, tiles)
-                        weights += TILE
-                row_add(weights, 2 * right + 4 * TILE - tiles)
-                row_store(scratch)
-                _add_mixes(scratch, some, channels, out + 4 * (i * dim + c), 4 * dim)
-    tiles_end()
+    _mix_run(_single(page, scratch), 0, n, n, p, stride, rows, dim, out, scratch + 64)
 
 
 SCORE, MIX = Verb(_score), Verb(_mix)
+SCORE_RUN, MIX_RUN = Verb(_score_run.py_func), Verb(_mix_run.py_func)
 
 
 def scratch_nbytes(dim: int) -> int:
     """Bytes that score or mix need."""
-    score = 4 * TILE + 8 * ROWS * dim + 2 * STEP * dim
-    mix = (4 + CHUNK // STEP + 8) * TILE + 2 * STEP * dim
-    return max(score, mix)
+    return 64 + 14 * TILE + 8 * ROWS * dim + 2 * STEP * dim

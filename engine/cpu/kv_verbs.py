@@ -9,6 +9,10 @@ with `stride` bytes between rows.  Three format parameters follow.  `scratch` ho
 `scratch_nbytes`; the word in front of it is the address of the page that comes next, for verbs that
 ask for memory ahead.
 
+There may be a verb for runs of pages, too: (cells, offset, size, n, ...) are n tokens in pages of
+`size`, KV head `offset` bytes into those whose addresses are at `cells`, and the parameters are
+missing.  Score then asks for the page ahead, mix for the page but one.
+
 Behind the n tokens, up to the next multiple of 32, score may write anything, and mix ignores what
 is finite.  Pages of codes are multiplied by 16-bit integers, a few rows with tokens' codes by 23
 bits or, in mixes of the commonest blocks, as float32.  Other tokens are multiplied as float32, by
@@ -46,12 +50,15 @@ from engine.kv.formats.waterfill import WaterFilledFormat
 
 @dataclass(frozen=True)
 class PageVerbs:
-    """Addresses of score and mix for pages of one format, bytes per head and page, parameters."""
+    """Addresses of score and mix for pages of one format, bytes per head and page, parameters, and
+    addresses of both for runs of pages, 0 where there are none."""
 
     score: int
     mix: int
     head_nbytes: int
     parameters: tuple[int, int, int]
+    score_run: int = 0
+    mix_run: int = 0
 
 
 def supported(kind: KVFormat) -> bool:
@@ -87,8 +94,11 @@ def _token_verbs(
 @lru_cache(maxsize=64)
 def page_verbs(kind: KVFormat, page_tokens: int, head_dim: int, tiles: bool = AMX) -> PageVerbs:
     """The verbs of a supported format, compiled on first use; `tiles`: on tile registers."""
+    runs = (0, 0)
     if isinstance(kind, TokenFormat):
         score, mix, parameters = _token_verbs(kind, head_dim, tiles)
+        if score is kv_bf16.SCORE:
+            runs = (kv_bf16.SCORE_RUN.address, kv_bf16.MIX_RUN.address)
     elif isinstance(kind, WaterFilledFormat):
         score, mix = kv_waterfill.score_verb(tiles), kv_waterfill.mix_verb(tiles)
         parameters = (kind.codes_nbytes(page_tokens, head_dim), 0, 0)
@@ -101,7 +111,7 @@ def page_verbs(kind: KVFormat, page_tokens: int, head_dim: int, tiles: bool = AM
         parts = kv_ranges.NORMS * (kind.norms != "none") + kv_ranges.MINIMA * kind.asym
         parameters = (kind.codes_nbytes(page_tokens, head_dim), parts, 0)
     nbytes = kind.page_nbytes(page_tokens, head_dim)
-    return PageVerbs(score.address, mix.address, nbytes, parameters)
+    return PageVerbs(score.address, mix.address, nbytes, parameters, *runs)
 
 
 def scratch_nbytes(rows: int, head_dim: int, page_tokens: int) -> int:

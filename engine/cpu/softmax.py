@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from engine.cpu.jit import inlined, kernel
+from engine.cpu.kv_floats import fetch
 from engine.cpu.kv_tokens import width
 from engine.cpu.simd import (
     f32x16,
@@ -53,11 +54,12 @@ def _cap(scores, start, stop, softcap):
 
 
 @kernel
-def softmax_row(scores, count, first, last, state, acc, wide, softcap):
+def softmax_row(scores, count, first, last, state, acc, wide, softcap, ahead, end):
     """One online step for a row of `count` scores (a multiple of 32), of which first..last count.
 
     Leaves weights, zeros where none count.  `state` is (maximum, sum) so far; the row's `acc`,
-    float32 [wide], is rescaled to the new maximum.
+    float32 [wide], is rescaled to the new maximum.  Meanwhile memory is asked for, from `ahead` to
+    `end`.
     """
     start, stop = first & ~31, (last + 31) & ~31
     clear(scores, start)
@@ -75,7 +77,10 @@ def softmax_row(scores, count, first, last, state, acc, wide, softcap):
     highest = reduce_max(larger(top, top2))
     scale, offset = splat(f32x16, _LOG2E), splat(f32x16, -highest * _LOG2E)
     total, total2 = zeros(f32x16), zeros(f32x16)
+    lines = ((end - ahead) // 2 + stop - 1) // stop  # in a step of 32 scores
     for t in range(0, 4 * stop, 128):
+        fetch(ahead, min(lines, (end - ahead) // 64))
+        ahead += 64 * lines
         weight = vexp2(fma(load(f32x16, scores + t), scale, offset))
         weight2 = vexp2(fma(load(f32x16, scores + t + 64), scale, offset))
         total, total2 = total + weight, total2 + weight2

@@ -78,10 +78,18 @@ def test_every_length_around_page_boundaries(cached: int) -> None:
         check(Attention(name, name, cached=cached))
 
 
-@pytest.mark.parametrize("name", ["int3nsep", "q8_0"])
+@pytest.mark.parametrize("name", ["int3nsep", "q8_0", "bf16"])
 def test_a_long_context(name: str) -> None:
     check(Attention(name, name, heads=8, dim=32, cached=4096))
     check(Attention(name, name, heads=8, dim=32, cached=4099, window=1500))
+
+
+@pytest.mark.parametrize("cached", [129, 1024, 1537, 1600, 2700])
+def test_every_cut_of_a_single_query(cached: int) -> None:
+    """Parts are equal to within a page, as many as make an even number of items."""
+    for dim, group, window in ((96, 3, None), (128, 9, 1400), (64, 1, 200)):
+        check(Attention("bf16", "bf16", 3 * group, 3, dim, cached=cached, window=window))
+    check(Attention("int3nsep:96", "bf16", 3, 1, 32, cached=cached, sink=4))
 
 
 @pytest.mark.parametrize("tokens", [2, 5, 40, 44])

@@ -32,6 +32,15 @@ def run_verb(verb, page, n, a, stride, rows, dim, out, scratch, p, r, s):
     call(verb, arguments)
 
 
+@kernel
+def call_run(verb, cells, offset, size, n, a, stride, rows, dim, out, scratch):
+    arguments = (
+        address_of(cells), offset, size, n, address_of(a), stride, rows, dim, address_of(out),
+        address_of(scratch),
+    )  # fmt: skip
+    call(verb, arguments)
+
+
 @dataclass(frozen=True)
 class Case:
     name: str
@@ -166,3 +175,35 @@ def test_vanishing_and_zero_weights_add_nothing(name: str) -> None:
             verbs.mix, page, 128, weights, 512, 2, 64, out, scratch, *verbs.parameters
         )  # fmt: skip
         assert (out == 7).all()
+
+
+@pytest.mark.skipif(not AMX, reason="runs are multiplied on tile registers")
+@pytest.mark.parametrize("side", ["k", "v"])
+def test_a_run_of_pages_equals_its_pages_one_by_one(side: Side) -> None:
+    for rows, dim, n in ((1, 32, 200), (3, 64, 384), (7, 96, 257), (12, 128, 290)):
+        _compare_run(side, rows, dim, n)
+
+
+def _compare_run(side: Side, rows: int, dim: int, n: int) -> None:
+    """Three pages of two KV heads, the second head's tokens; the address behind a run is fetched
+    from only."""
+    kind, rng, size, heads = kv_format("bf16"), np.random.default_rng(n), 128, 2
+    values = rng.standard_normal((3, heads, size, dim), np.float32)
+    pages = [kind.encode(page, side) for page in values]
+    cells = np.array([page.ctypes.data for page in pages], np.int64)
+    verbs, nbytes = page_verbs(kind, size, dim), scratch_nbytes(rows, dim, size)
+    scratch = np.zeros(nbytes + GUARD, np.uint8)[GUARD:]
+    offset, stride = verbs.head_nbytes, 4 * 3 * size
+    a = rng.random((rows, dim if side == "k" else 3 * size), np.float32)
+    shape = (rows, 3 * size if side == "k" else dim)
+    whole, single = np.ones(shape, np.float32), np.ones(shape, np.float32)
+    run, verb = (verbs.score_run, verbs.score) if side == "k" else (verbs.mix_run, verbs.mix)
+    call_run(run, cells, offset, size, n, a, stride, rows, dim, whole, scratch)
+    for i, page in enumerate(pages[: -(-n // size)]):
+        some = min(size, n - i * size)
+        x = a if side == "k" else a[:, i * size :]
+        out = single[:, i * size :] if side == "k" else single
+        parameters = (stride, rows, dim, out, scratch, *verbs.parameters)
+        run_verb(verb, page[1:], some, x, *parameters)
+    got, want = (whole[:, :n], single[:, :n]) if side == "k" else (whole, single)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
