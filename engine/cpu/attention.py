@@ -18,7 +18,6 @@ import numpy as np
 from engine.cpu.atomics import atomic_add, atomic_store
 from engine.cpu.jit import Verb, call, field, inlined, kernel
 from engine.cpu.key_bias import add_bias, bias_fields, bias_nbytes, gather_bias
-from engine.cpu.kv_bf16 import FEW_ROWS
 from engine.cpu.kv_floats import fetch
 from engine.cpu.kv_tokens import width
 from engine.cpu.kv_verbs import page_verbs, scratch_nbytes
@@ -50,7 +49,7 @@ _HEADS, _KV_HEADS, _DIM, _TOKENS, _START, _PENDING, _WINDOW, _SPAN, _BLOCK, _PAR
 _QUERIES, _OUT, _FACTORS, _PARTIAL, _PARTIAL_NBYTES, _SCRATCH, _SCRATCH_NBYTES = range(12, 19)
 _SINK, _UNIT, _FIRST, _FINISHED, _SLOTS, _K, _V, _BIAS, _BIAS_NBYTES = *range(19, 25), 52, 80, 89
 _PAGE, _TABLE, _SHRUNK, _PACKED, _OPEN, _SINKS, _SMALL, _RECENT = 0, 1, 2, 3, 9, 15, 21, 27
-_VERB, _NBYTES, _PARAMETER, _RUN = 0, 1, 2, 5  # of _PACKED, _OPEN, _SINKS and _SMALL
+_VERB, _NBYTES, _PARAMETER, _RUNS = 0, 1, 2, 5  # of _PACKED, _OPEN, _SINKS and _SMALL
 
 
 @inlined
@@ -78,12 +77,21 @@ def _page(plan, side, index, head):
     return load_i64(field(plan, side + _TABLE) + 8 * index) + head * nbytes
 
 
+@inlined
+def _alike(plan, a, b):
+    """Whether pages are stored in the same way."""
+    differences = 0
+    for i in range(_RUNS + 1):
+        differences += field(plan, a + i) != field(plan, b + i)
+    return differences == 0
+
+
 @kernel
-def _run_end(plan, side, index, stop, rows):
+def _run_end(plan, side, index, stop):
     """Behind the last page below `stop` that one verb takes together with page `index`."""
-    run, end = field(plan, _stored(plan, side, index) + _RUN), index + 1
-    if run != 0 and rows <= FEW_ROWS:
-        while end < stop and field(plan, _stored(plan, side, end) + _RUN) == run:
+    stored, end = _stored(plan, side, index), index + 1
+    if field(plan, stored + _RUNS) != 0:
+        while end < stop and _alike(plan, _stored(plan, side, end), stored):
             end += 1
     return end
 
@@ -95,14 +103,14 @@ def _run_verb(plan, side, index, end, head, a, stride, rows, out, scratch):
     n = min(end * size, _cached(plan)) - index * size
     if index < 0:
         n = min(field(plan, _SINK), _cached(plan) + field(plan, _SINK))
-    dim, run = field(plan, _DIM), field(plan, stored + _RUN)
-    if run != 0 and rows <= FEW_ROWS:
-        cells, offset = field(plan, side + _TABLE) + 8 * index, head * field(plan, stored + _NBYTES)
-        call(run, (cells, offset, size, n, a, stride, rows, dim, out, scratch))
-        return
-    page, x = _page(plan, side, index, head), stored + _PARAMETER
+    verb, dim, x = field(plan, stored + _VERB), field(plan, _DIM), stored + _PARAMETER
     p, r, s = field(plan, x), field(plan, x + 1), field(plan, x + 2)
-    call(field(plan, stored + _VERB), (page, n, a, stride, rows, dim, out, scratch, p, r, s))
+    if field(plan, stored + _RUNS) != 0:
+        cells, offset = field(plan, side + _TABLE) + 8 * index, head * field(plan, stored + _NBYTES)
+        call(verb, (cells, offset, size, n, a, stride, rows, dim, out, scratch, p, r, s))
+    else:
+        page = _page(plan, side, index, head)
+        call(verb, (page, n, a, stride, rows, dim, out, scratch, p, r, s))
 
 
 @kernel
@@ -150,7 +158,7 @@ def _attend_span(plan, head, position, rows, s0, s1, span, beyond, acc, scratch)
     while page < stop:
         # the sinks' page begins where they do
         out = scores + 4 * max(page * size - s0, 0)
-        end = _run_end(plan, _K, page, stop, rows)
+        end = _run_end(plan, _K, page, stop)
         store_i64(rest - 8, following if end == stop else _page(plan, _K, end, head))
         _run_verb(plan, _K, page, end, head, scratch, stride, rows, out, rest)
         page = end
@@ -174,7 +182,7 @@ def _attend_span(plan, head, position, rows, s0, s1, span, beyond, acc, scratch)
     page = v_first
     while page < v_stop:
         weights = scores + 4 * max(page * v_size - s0, 0)
-        end = _run_end(plan, _V, page, v_stop, rows)
+        end = _run_end(plan, _V, page, v_stop)
         # a run asks for the page but one by itself
         index = max(page + 2, end)
         store_i64(rest - 8, _page(plan, _V, index, head) if index < v_stop else beyond)
@@ -359,6 +367,5 @@ def _side_fields(side: SideCache) -> tuple[int, ...]:
     for stored, tokens in forms:
         verbs = page_verbs(stored, tokens, side.head_dim)
         verb = verbs.score if side.side == "k" else verbs.mix
-        run = verbs.score_run if side.side == "k" else verbs.mix_run
-        fields += [verb, verbs.head_nbytes, *verbs.parameters, run]
+        fields += [verb, verbs.head_nbytes, *verbs.parameters, verbs.runs]
     return (*fields, kind.recent)

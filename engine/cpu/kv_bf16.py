@@ -38,7 +38,7 @@ from engine.cpu.kv_floats import (
     upper_quads,
 )
 from engine.cpu.kv_tiles import tile_mix, tile_score
-from engine.cpu.simd import f32x16, load, load_i64, store, store_i64, u16x32, zeros
+from engine.cpu.simd import f32x16, load, load_i64, store, u16x32, zeros
 
 ROWS = 8  # of a block of query rows
 FEW_ROWS = 12  # up to which making tiles of all keys and values costs more
@@ -61,14 +61,6 @@ def _query_tiles(q, rows, dim, words, tiles):
 
 
 @inlined
-def _single(page, scratch):
-    """A run of one page: its cell, before the scratch that is left to the run."""
-    store_i64(scratch, page)
-    store_i64(scratch + 56, load_i64(scratch - 8))
-    return scratch
-
-
-@inlined
 def _store_scores(sums, out, stride, rows):
     """Scores of 32 tokens."""
     for t in range(0, STEP, 16):
@@ -76,7 +68,7 @@ def _store_scores(sums, out, stride, rows):
 
 
 @kernel
-def _score_run(cells, offset, size, n, q, stride, rows, dim, out, scratch):
+def _score_few(cells, offset, size, n, q, stride, rows, dim, out, scratch):
     words = scratch + 4 * TILE  # behind two pairs of sums
     tiles = words + 4 * ROWS * dim
     block = tiles + 4 * ROWS * dim
@@ -110,13 +102,13 @@ def _score_run(cells, offset, size, n, q, stride, rows, dim, out, scratch):
         tiles_end()
 
 
-def _score(page, n, q, stride, rows, dim, out, scratch, decoder, row_nbytes, values):
-    if rows > FEW_ROWS:
-        tile_score(
-            page, n, q, stride, rows, dim, out, scratch, decoder, row_nbytes, values, 2, True
-        )
+def _score(cells, offset, size, n, q, stride, rows, dim, out, scratch, decoder, nbytes, values):
+    if rows <= FEW_ROWS:
+        _score_few(cells, offset, size, n, q, stride, rows, dim, out, scratch)
         return
-    _score_run(_single(page, scratch), 0, n, n, q, stride, rows, dim, out, scratch + 64)
+    for t in range(0, n, size):
+        page, some, at = load_i64(cells + t // size * 8) + offset, min(size, n - t), out + 4 * t
+        tile_score(page, some, q, stride, rows, dim, at, scratch, decoder, nbytes, values, 2, True)
 
 
 @inlined
@@ -199,7 +191,7 @@ def _copy_rows(source, rows, dim, channels, block):
 
 
 @kernel
-def _mix_run(cells, offset, size, n, p, stride, rows, dim, out, scratch):
+def _mix_few(cells, offset, size, n, p, stride, rows, dim, out, scratch):
     tiles_begin(scratch)
     for i in range(0, rows, ROWS):
         some, row = min(ROWS, rows - i), p + i * stride
@@ -210,17 +202,18 @@ def _mix_run(cells, offset, size, n, p, stride, rows, dim, out, scratch):
     tiles_end()
 
 
-def _mix(page, n, p, stride, rows, dim, out, scratch, decoder, row_nbytes, values):
-    if rows > FEW_ROWS:
-        tile_mix(page, n, p, stride, rows, dim, out, scratch, decoder, row_nbytes, values, 2, True)
+def _mix(cells, offset, size, n, p, stride, rows, dim, out, scratch, decoder, nbytes, values):
+    if rows <= FEW_ROWS:
+        _mix_few(cells, offset, size, n, p, stride, rows, dim, out, scratch)
         return
-    _mix_run(_single(page, scratch), 0, n, n, p, stride, rows, dim, out, scratch + 64)
+    for t in range(0, n, size):
+        page, some, at = load_i64(cells + t // size * 8) + offset, min(size, n - t), p + 4 * t
+        tile_mix(page, some, at, stride, rows, dim, out, scratch, decoder, nbytes, values, 2, True)
 
 
 SCORE, MIX = Verb(_score), Verb(_mix)
-SCORE_RUN, MIX_RUN = Verb(_score_run.py_func), Verb(_mix_run.py_func)
 
 
 def scratch_nbytes(dim: int) -> int:
     """Bytes that score or mix need."""
-    return 64 + 14 * TILE + 8 * ROWS * dim + 2 * STEP * dim
+    return 14 * TILE + 8 * ROWS * dim + 2 * STEP * dim

@@ -10,7 +10,7 @@ Without norms n' is 1, and in a symmetric type m is -qmax s.  q s and w are roun
 `engine.cpu.kv_integers`; the exact terms then stand for the middle of the codes, m + 2^(b-1) s, so
 that the rounding is multiplied by a code's distance from the middle only.  Parameters: bytes of the
 codes, and the sum of NORMS and MINIMA where the page has them.  There is a verb per number of bits,
-with tile registers or without; `engine.cpu.kv_direct` has what needs none.
+with tile registers or without, for runs of pages; `engine.cpu.kv_direct` has what needs none.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ from engine.cpu.kv_integers import (
     unpack_sets,
 )
 from engine.cpu.kv_ranges import load_norms, load_ranges
+from engine.cpu.kv_runs import announce
 from engine.cpu.kv_tokens import width
 from engine.cpu.simd import (
     f32x16,
     fma,
     load,
     load_f32,
+    load_i64,
     splat,
     store,
     zeros,
@@ -82,7 +84,6 @@ def _tile_score(page, n, q, stride, rows, dim, out, scratch, codes_nbytes, parts
     for i in range(rows):
         query, target = q + 4 * i * wide, planes + (i // block * 2 * block + i % block) * depth
         fold_query(query, steps, lanes, bits, folded, depth, target, low, factors + 16 * i)
-    tiles_begin(sums)
     for t0 in range(0, n, CHUNK):
         count = min(CHUNK, n - t0)
         load_norms(page, codes_nbytes, t0, count, parts, norms)
@@ -107,7 +108,6 @@ def _tile_score(page, n, q, stride, rows, dim, out, scratch, codes_nbytes, parts
                 for t in range(0, 4 * count, 64):
                     value = fma(sum_at(high + t, low_sums + t), scale, offset)
                     store(target + t, value * load(f32x16, norms + t))
-    tiles_end()
 
 
 @inlined
@@ -125,7 +125,6 @@ def _tile_mix(page, n, p, stride, rows, dim, out, scratch, codes_nbytes, parts, 
             row = p + i * stride + 4 * t0
             target = planes + (i // block * 2 * block + i % block) * depth
             fold_weights(row, norms, count, bits, depth, target, low, factors + 16 * i)
-        tiles_begin(sums)
         for i0 in range(0, rows, block):
             some, left = min(block, rows - i0), planes + 2 * i0 * depth
             for c in range(0, lanes + 32, 32):
@@ -148,30 +147,66 @@ def _tile_mix(page, n, p, stride, rows, dim, out, scratch, codes_nbytes, parts, 
                     exact = fma(middle, mass, load(f32x16, target + c))
                     dots = fma(sum_at(high + c, low_sums + c), scale, offset)
                     store(target + c, fma(dots, load(f32x16, steps + c), exact))
+
+
+@inlined
+def _score(page, n, q, stride, rows, dim, out, scratch, codes_nbytes, parts, bits, tiles):
+    if tiles and rows > FEW_ROWS:
+        _tile_score(page, n, q, stride, rows, dim, out, scratch, codes_nbytes, parts, bits)
+    else:
+        kv_direct.score(page, n, q, stride, rows, dim, out, scratch, codes_nbytes, parts, bits)
+
+
+@inlined
+def _mix(page, n, p, stride, rows, dim, out, scratch, codes_nbytes, parts, bits, tiles):
+    if tiles and rows > FEW_ROWS:
+        _tile_mix(page, n, p, stride, rows, dim, out, scratch, codes_nbytes, parts, bits)
+    else:
+        kv_direct.mix(page, n, p, stride, rows, dim, out, scratch, codes_nbytes, parts, bits)
+
+
+@inlined
+def _begin(rows, scratch, tiles):
+    if tiles and rows > FEW_ROWS:
+        tiles_begin(scratch)
+
+
+@inlined
+def _end(rows, tiles):
+    if tiles and rows > FEW_ROWS:
         tiles_end()
 
 
 @lru_cache(maxsize=32)
 def score_verb(bits: int, tiles: bool) -> Verb:
-    """score for pages of `bits` bits a code; `tiles`: tile registers for more than FEW_ROWS."""
+    """score for runs of pages of `bits` bits a code; `tiles`: tile registers for more than
+    FEW_ROWS, configured once."""
 
-    def score(page, n, q, stride, rows, dim, out, scratch, codes_nbytes, parts, unused):
-        if tiles and rows > FEW_ROWS:
-            _tile_score(page, n, q, stride, rows, dim, out, scratch, codes_nbytes, parts, bits)
-        else:
-            kv_direct.score(page, n, q, stride, rows, dim, out, scratch, codes_nbytes, parts, bits)
+    def score(cells, offset, size, n, q, stride, rows, dim, out, scratch, codes_nbytes, parts, _):
+        following, stop = load_i64(scratch - 8), cells + n // size * 8
+        _begin(rows, scratch, tiles)
+        for cell in range(cells, stop, 8):
+            announce(cell, 1, stop, offset, following, scratch)
+            page = load_i64(cell) + offset
+            _score(page, size, q, stride, rows, dim, out, scratch, codes_nbytes, parts, bits, tiles)
+            out += 4 * size
+        _end(rows, tiles)
 
     return Verb(score)
 
 
 @lru_cache(maxsize=32)
 def mix_verb(bits: int, tiles: bool) -> Verb:
-    """mix for pages of `bits` bits a code; `tiles` as in `score_verb`."""
+    """mix for runs of pages of `bits` bits a code; `tiles` as in `score_verb`."""
 
-    def mix(page, n, p, stride, rows, dim, out, scratch, codes_nbytes, parts, unused):
-        if tiles and rows > FEW_ROWS:
-            _tile_mix(page, n, p, stride, rows, dim, out, scratch, codes_nbytes, parts, bits)
-        else:
-            kv_direct.mix(page, n, p, stride, rows, dim, out, scratch, codes_nbytes, parts, bits)
+    def mix(cells, offset, size, n, p, stride, rows, dim, out, scratch, codes_nbytes, parts, _):
+        following, stop = load_i64(scratch - 8), cells + n // size * 8
+        _begin(rows, scratch, tiles)
+        for cell in range(cells, stop, 8):
+            announce(cell, 2, stop, offset, following, scratch)
+            page = load_i64(cell) + offset
+            _mix(page, size, p, stride, rows, dim, out, scratch, codes_nbytes, parts, bits, tiles)
+            p += 4 * size
+        _end(rows, tiles)
 
     return Verb(mix)

@@ -9,9 +9,9 @@ with `stride` bytes between rows.  Three format parameters follow.  `scratch` ho
 `scratch_nbytes`; the word in front of it is the address of the page that comes next, for verbs that
 ask for memory ahead.
 
-There may be a verb for runs of pages, too: (cells, offset, size, n, ...) are n tokens in pages of
-`size`, KV head `offset` bytes into those whose addresses are at `cells`, and the parameters are
-missing.  Score then asks for the page ahead, mix for the page but one.
+Verbs for runs of pages have (cells, offset, size, n, ...) instead: n tokens in pages of `size`, the
+KV head `offset` bytes into those whose addresses are at `cells`.  Score asks for the page ahead,
+mix for the page but one.
 
 Behind the n tokens, up to the next multiple of 32, score may write anything, and mix ignores what
 is finite.  Pages of codes are multiplied by 16-bit integers, a few rows with tokens' codes by 23
@@ -51,14 +51,13 @@ from engine.kv.formats.waterfill import WaterFilledFormat
 @dataclass(frozen=True)
 class PageVerbs:
     """Addresses of score and mix for pages of one format, bytes per head and page, parameters, and
-    addresses of both for runs of pages, 0 where there are none."""
+    whether the verbs are those for runs of pages."""
 
     score: int
     mix: int
     head_nbytes: int
     parameters: tuple[int, int, int]
-    score_run: int = 0
-    mix_run: int = 0
+    runs: bool
 
 
 def supported(kind: KVFormat) -> bool:
@@ -94,11 +93,10 @@ def _token_verbs(
 @lru_cache(maxsize=64)
 def page_verbs(kind: KVFormat, page_tokens: int, head_dim: int, tiles: bool = AMX) -> PageVerbs:
     """The verbs of a supported format, compiled on first use; `tiles`: on tile registers."""
-    runs = (0, 0)
+    runs = False
     if isinstance(kind, TokenFormat):
         score, mix, parameters = _token_verbs(kind, head_dim, tiles)
-        if score is kv_bf16.SCORE:
-            runs = (kv_bf16.SCORE_RUN.address, kv_bf16.MIX_RUN.address)
+        runs = score is kv_bf16.SCORE
     elif isinstance(kind, WaterFilledFormat):
         score, mix = kv_waterfill.score_verb(tiles), kv_waterfill.mix_verb(tiles)
         parameters = (kind.codes_nbytes(page_tokens, head_dim), 0, 0)
@@ -108,10 +106,11 @@ def page_verbs(kind: KVFormat, page_tokens: int, head_dim: int, tiles: bool = AM
     else:
         assert isinstance(kind, ChannelFormat)
         score, mix = kv_pages.score_verb(kind.bits, tiles), kv_pages.mix_verb(kind.bits, tiles)
+        runs = True
         parts = kv_ranges.NORMS * (kind.norms != "none") + kv_ranges.MINIMA * kind.asym
         parameters = (kind.codes_nbytes(page_tokens, head_dim), parts, 0)
     nbytes = kind.page_nbytes(page_tokens, head_dim)
-    return PageVerbs(score.address, mix.address, nbytes, parameters, *runs)
+    return PageVerbs(score.address, mix.address, nbytes, parameters, runs)
 
 
 def scratch_nbytes(rows: int, head_dim: int, page_tokens: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from engine.cpu.host import AMX
 from engine.cpu.jit import call, kernel
 from engine.cpu.kv_block_codes import codes_of
 from engine.cpu.kv_blocks import FEW_ROWS
-from engine.cpu.kv_verbs import page_verbs, scratch_nbytes
+from engine.cpu.kv_verbs import PageVerbs, page_verbs, scratch_nbytes
 from engine.cpu.simd import address_of
 from engine.kv.format import Side, TokenFormat
 from engine.kv.formats import ALL_KV_FORMATS, KV_FORMATS, kv_format
@@ -33,12 +34,19 @@ def run_verb(verb, page, n, a, stride, rows, dim, out, scratch, p, r, s):
 
 
 @kernel
-def call_run(verb, cells, offset, size, n, a, stride, rows, dim, out, scratch):
+def run_pages(verb, cells, offset, size, n, a, stride, rows, dim, out, scratch, p, r, s):
     arguments = (
         address_of(cells), offset, size, n, address_of(a), stride, rows, dim, address_of(out),
-        address_of(scratch),
+        address_of(scratch), p, r, s,
     )  # fmt: skip
     call(verb, arguments)
+
+
+def run_page(verbs: PageVerbs, verb: int, page: np.ndarray, n: int, *rest: Any) -> None:
+    if verbs.runs:
+        run_pages(verb, np.array([page.ctypes.data]), 0, n, n, *rest, *verbs.parameters)
+    else:
+        run_verb(verb, page, n, *rest, *verbs.parameters)
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,7 @@ class Case:
             want, sums = 7 + a[:, :n] @ exact, 7 + a[:, :n] @ np.abs(exact)
             got, verb = out[:-1, : self.dim], verbs.mix
         before = a.copy(), page.copy()
-        run_verb(verb, page, n, a, 4 * size, self.rows, self.dim, out, scratch, *verbs.parameters)
+        run_page(verbs, verb, page, n, a, 4 * size, self.rows, self.dim, out, scratch)
         assert (out[-1] == 7).all() and (scratch[nbytes:] == 0xA5).all()
         np.testing.assert_array_equal(before[0], a)
         np.testing.assert_array_equal(before[1], page)
@@ -171,39 +179,37 @@ def test_vanishing_and_zero_weights_add_nothing(name: str) -> None:
         weights, out = np.full((2, 128), value, np.float32), np.full((2, 64), 7, np.float32)
         verbs = page_verbs(kind, 128, 64)
         scratch = np.zeros(GUARD + scratch_nbytes(2, 64, 128), np.uint8)[GUARD:]
-        run_verb(
-            verbs.mix, page, 128, weights, 512, 2, 64, out, scratch, *verbs.parameters
-        )  # fmt: skip
+        run_page(verbs, verbs.mix, page, 128, weights, 512, 2, 64, out, scratch)
         assert (out == 7).all()
 
 
-@pytest.mark.skipif(not AMX, reason="runs are multiplied on tile registers")
+@pytest.mark.parametrize("name", ["bf16", "int3nsep"])
 @pytest.mark.parametrize("side", ["k", "v"])
-def test_a_run_of_pages_equals_its_pages_one_by_one(side: Side) -> None:
-    for rows, dim, n in ((1, 32, 200), (3, 64, 384), (7, 96, 257), (12, 128, 290)):
-        _compare_run(side, rows, dim, n)
+def test_a_run_of_pages_equals_its_pages_one_by_one(name: str, side: Side) -> None:
+    for rows, dim, pages in ((1, 32, 2), (3, 64, 3), (7, 96, 3), (12, 128, 3), (24, 64, 2)):
+        _compare_run(name, side, rows, dim, pages)
 
 
-def _compare_run(side: Side, rows: int, dim: int, n: int) -> None:
-    """Three pages of two KV heads, the second head's tokens; the address behind a run is fetched
-    from only."""
-    kind, rng, size, heads = kv_format("bf16"), np.random.default_rng(n), 128, 2
-    values = rng.standard_normal((3, heads, size, dim), np.float32)
-    pages = [kind.encode(page, side) for page in values]
+def _compare_run(name: str, side: Side, rows: int, dim: int, count: int) -> None:
+    """The second of two KV heads."""
+    kind, rng, size = kv_format(name), np.random.default_rng(rows), 128
+    pages = [
+        kind.encode(rng.standard_normal((2, size, dim), np.float32), side) for _ in range(count)
+    ]
     cells = np.array([page.ctypes.data for page in pages], np.int64)
-    verbs, nbytes = page_verbs(kind, size, dim), scratch_nbytes(rows, dim, size)
-    scratch = np.zeros(nbytes + GUARD, np.uint8)[GUARD:]
-    offset, stride = verbs.head_nbytes, 4 * 3 * size
-    a = rng.random((rows, dim if side == "k" else 3 * size), np.float32)
-    shape = (rows, 3 * size if side == "k" else dim)
-    whole, single = np.ones(shape, np.float32), np.ones(shape, np.float32)
-    run, verb = (verbs.score_run, verbs.score) if side == "k" else (verbs.mix_run, verbs.mix)
-    call_run(run, cells, offset, size, n, a, stride, rows, dim, whole, scratch)
-    for i, page in enumerate(pages[: -(-n // size)]):
-        some = min(size, n - i * size)
-        x = a if side == "k" else a[:, i * size :]
-        out = single[:, i * size :] if side == "k" else single
-        parameters = (stride, rows, dim, out, scratch, *verbs.parameters)
-        run_verb(verb, page[1:], some, x, *parameters)
-    got, want = (whole[:, :n], single[:, :n]) if side == "k" else (whole, single)
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+    verbs, n = page_verbs(kind, size, dim), count * size
+    assert verbs.runs or not AMX
+    if not verbs.runs:
+        return
+    verb = verbs.score if side == "k" else verbs.mix
+    room = np.zeros(scratch_nbytes(rows, dim, size) + GUARD, np.uint8)
+    a = rng.random((rows, dim if side == "k" else n), np.float32)
+    whole, single = np.ones((2, rows, n if side == "k" else dim), np.float32)
+    rest = (4 * n, rows, dim)
+    some = (room[GUARD:], *verbs.parameters)
+    run_pages(verb, cells, verbs.head_nbytes, size, n, a, *rest, whole, *some)
+    for i in range(count):
+        part = slice(i * size, None)
+        x, out = (a, single[:, part]) if side == "k" else (a[:, part], single)
+        run_pages(verb, cells[i:], verbs.head_nbytes, size, size, x, *rest, out, *some)
+    np.testing.assert_allclose(whole, single, rtol=0, atol=1e-5 * np.abs(single).max())
