@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -150,6 +150,30 @@ class Ops(ABC):
         is added to q k^T.  Returns [T, heads, D].  Keys of a weighted format note the queries in
         `layer.k.queries`.
         """
+
+    def extend(
+        self,
+        layer: LayerCache,
+        q: Array,
+        k: Array,
+        v: Array,
+        scale: float,
+        softcap: float,
+        bias: KeyBias | None = None,
+    ) -> Array:
+        """`append` k and v and `attend` from q, as many tokens, which may be cut anywhere.
+
+        Pages that fill up on the way are packed, so that every token reads what it would if it came
+        alone, but not at the end: not before all layers have their tokens.
+        """
+        parts, tokens = [], k.shape[0]
+        for cut in layer.segments(tokens):
+            self.append(layer, k[cut], v[cut])
+            lacking = None if bias is None else replace(bias, queries=bias.queries[cut])
+            parts.append(self.attend(q[cut], layer, scale, softcap, lacking))
+            if cut.stop < tokens:
+                self.seal(layer)
+        return self.concatenate(parts)
 
     def seal(self, layer: LayerCache) -> None:
         """Pack the pages that are full, and old ones into smaller types where a budget asks."""

@@ -7,6 +7,7 @@ a token is recorded once and then repeated.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,8 +18,8 @@ from engine.cpu.attention import attend
 from engine.cpu.hadamard import hadamard
 from engine.cpu.kv_encode import ENCODERS, NONE_BAD, append
 from engine.cpu.kv_queries import note_queries
-from engine.cpu.kv_seal import has_verb, place, repack_page, seal_pages
-from engine.cpu.kv_seal_tokens import seal_tokens
+from engine.cpu.kv_seal import pack_pages, packable, place, repack_page
+from engine.cpu.kv_stage import Chunk, Stage
 from engine.cpu.kv_verbs import supported
 from engine.cpu.layouts import LAYOUTS
 from engine.cpu.matrix import Matrix, Products, matrix
@@ -27,7 +28,6 @@ from engine.cpu.rows import Table, rows
 from engine.cpu.team import Program, Team
 from engine.errors import InputError
 from engine.kv.cache import CacheType, LayerCache, SideCache, pack_tail
-from engine.kv.format import TokenFormat
 from engine.kv.side_cache import encode_small
 from engine.memory import aligned_zeros
 from engine.ops import KeyBias, Ops, not_finite
@@ -206,13 +206,18 @@ class CpuOps(Ops):
         return self.to_host(out)
 
     def append(self, layer: LayerCache, k: np.ndarray, v: np.ndarray) -> None:
-        recording = self._recording
-        self._hold(k, v)
         layer.open_pages(k.shape[0])
         for side, x in ((layer.k, k), (layer.v, v)):
-            bad = append(recording.program, recording.pool, self.threads, side, x)
-            recording.checks.append((bad, layer.index, side))
+            self._append(layer, side, x)
         layer.count.pending += k.shape[0]
+
+    def _append(
+        self, layer: LayerCache, side: SideCache, x: np.ndarray, table: int | None = None
+    ) -> None:
+        recording = self._recording
+        self._hold(x)
+        bad = append(recording.program, recording.pool, self.threads, side, x, table)
+        recording.checks.append((bad, layer.index, side))
 
     def attend(
         self,
@@ -222,31 +227,96 @@ class CpuOps(Ops):
         softcap: float,
         bias: KeyBias | None = None,
     ) -> np.ndarray:
+        if layer.k.queries is not None:
+            rows = layer.k.query_rows(range(layer.k.type.tail_pages))
+            note_queries(self._program, q, layer, rows)
+        return self._attend(q, layer, scale, softcap, bias)
+
+    def _attend(
+        self,
+        q: np.ndarray,
+        layer: LayerCache,
+        scale: float,
+        softcap: float,
+        bias: KeyBias | None,
+        chunk: Chunk | None = None,
+    ) -> np.ndarray:
         recording = self._recording
         self._hold(q)
-        note_queries(recording.program, q, layer)
         if bias is not None:
             self._hold(bias.queries, bias.bias, bias.table)
-        return attend(
-            recording.program, recording.pool, self.threads, q, layer, scale, softcap, bias
-        )
+        where = recording.program, recording.pool, self.threads
+        return attend(*where, q, layer, scale, softcap, bias, chunk)
+
+    def extend(
+        self,
+        layer: LayerCache,
+        q: np.ndarray,
+        k: np.ndarray,
+        v: np.ndarray,
+        scale: float,
+        softcap: float,
+        bias: KeyBias | None = None,
+    ) -> np.ndarray:
+        tokens, sinks = k.shape[0], layer.k.type.sink - layer.n
+        if 0 < sinks < tokens:
+            parts = []
+            for cut in (slice(0, sinks), slice(sinks, tokens)):
+                lacking = None if bias is None else replace(bias, queries=bias.queries[cut])
+                parts.append(self.extend(layer, q[cut], k[cut], v[cut], scale, softcap, lacking))
+            return self.concatenate(parts)
+        sides = layer.k, layer.v
+        if sinks > 0 or layer.share is not None or not all(packable(s.type) for s in sides):
+            return super().extend(layer, q, k, v, scale, softcap, bias)
+        cuts = layer.cuts(tokens)
+        if len(cuts) == 1:
+            return super().extend(layer, q, k, v, scale, softcap, bias)
+        return self._extend(layer, q, k, v, scale, softcap, bias, cuts)
+
+    def _extend(
+        self,
+        layer: LayerCache,
+        q: np.ndarray,
+        k: np.ndarray,
+        v: np.ndarray,
+        scale: float,
+        softcap: float,
+        bias: KeyBias | None,
+        cuts: Sequence[slice],
+    ) -> np.ndarray:
+        """Every cut of the chunk at once: its pages are open for their own queries and packed for
+        those behind."""
+        recording, tokens, first = self._recording, k.shape[0], len(layer.k.pages)
+        where = recording.program, recording.pool
+        sides = layer.k, layer.v
+        stages = [Stage(*where, side, tokens) for side in sides]
+        for side, x, stage in zip(sides, (k, v), stages, strict=True):
+            self._append(layer, side, x, stage.table)
+        layer.count.pending += tokens
+        if stages[0].queries:
+            self._hold(q)
+            note_queries(recording.program, q, layer, stages[0].rows_by_page(first))
+        for side, stage in zip(sides, stages, strict=True):
+            if stage.full:
+                pages, tails = side.new_pages(stage.full), stage.pages[: stage.full]
+                pack_pages(*where, self.threads, side, tails, pages, stage.queries[: stage.full])
+        chunk = Chunk(cuts, (stages[0].table, stages[1].table))
+        return self._attend(q, layer, scale, softcap, bias, chunk)
 
     def seal(self, layer: LayerCache) -> None:
         layer.seal(self._pack)
         layer.shrink(self._repack)
 
     def _pack(self, side: SideCache, page: np.ndarray) -> None:
-        kind, recording = side.type, self._recording
-        if not (has_verb(kind) or isinstance(kind.format, TokenFormat)):
+        recording = self._recording
+        if not packable(side.type):
             self.finish()
             pack_tail(side, page)
             return
-        recording.program.hold(side.tail, page, side.table)
-        where = recording.program, recording.pool, self.threads, kind, side.tail
-        if has_verb(kind):
-            seal_pages(*where, side.side, side.head_dim, page, side.tail_queries)
-        else:
-            seal_tokens(*where, side.head_dim, page)
+        recording.program.hold(side.table)
+        oldest = range(len(side.pages), len(side.pages) + 1)
+        where = recording.program, recording.pool, self.threads
+        pack_pages(*where, side, [side.tail], [page], side.query_rows(oldest))
         place(recording.program, page, side.table, len(side.pages))
 
     def _repack(self, side: SideCache, page: np.ndarray, small: np.ndarray) -> None:

@@ -12,6 +12,7 @@ tokens are -sink..0, and the cuts are those of a cache without sinks.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from engine.cpu.atomics import atomic_add, atomic_store
 from engine.cpu.jit import Verb, call, field, inlined, kernel
 from engine.cpu.key_bias import add_bias, bias_fields, bias_nbytes, gather_bias
 from engine.cpu.kv_floats import fetch
+from engine.cpu.kv_stage import Chunk
 from engine.cpu.kv_tokens import width
 from engine.cpu.kv_verbs import page_verbs, scratch_nbytes
 from engine.cpu.memory import Pool
@@ -37,7 +39,7 @@ from engine.kv.cache import LayerCache, SideCache
 from engine.ops import KeyBias
 
 # Query rows of an item: enough to pay for unpacking a page, few enough to stay in L2.
-QUERY_ROWS = 192
+QUERY_ROWS = 384
 PART = 1024  # tokens of an item when there is a single query, to within a half
 
 # The argument block: shapes, addresses, then the fields of either side.  The cached tokens are
@@ -47,9 +49,9 @@ _HEADS, _KV_HEADS, _DIM, _TOKENS, _START, _PENDING, _WINDOW, _SPAN, _BLOCK, _PAR
     1, 12
 )
 _QUERIES, _OUT, _FACTORS, _PARTIAL, _PARTIAL_NBYTES, _SCRATCH, _SCRATCH_NBYTES = range(12, 19)
-_SINK, _UNIT, _FIRST, _FINISHED, _SLOTS, _K, _V, _BIAS, _BIAS_NBYTES = *range(19, 25), 52, 80, 89
-_PAGE, _TABLE, _SHRUNK, _PACKED, _OPEN, _SINKS, _SMALL, _RECENT = 0, 1, 2, 3, 9, 15, 21, 27
-_VERB, _NBYTES, _PARAMETER, _RUNS = 0, 1, 2, 5  # of _PACKED, _OPEN, _SINKS and _SMALL
+_SINK, _UNIT, _FIRST, _FINISHED, _SLOTS, _K, _V, _BIAS, _BIAS_NBYTES = *range(19, 25), 55, 86, 95
+_PAGE, _SHRUNK, _PACKED, _OPEN, _SINKS, _SMALL, _RECENT = 0, 1, 2, 9, 16, 23, 30
+_TABLE, _VERB, _NBYTES, _PARAMETER, _RUNS = 0, 1, 2, 3, 6  # of _PACKED, _OPEN, _SINKS and _SMALL
 
 
 @inlined
@@ -73,8 +75,8 @@ def _stored(plan, side, index):
 @inlined
 def _page(plan, side, index, head):
     """The address of KV head `head` in page `index`."""
-    nbytes = field(plan, _stored(plan, side, index) + _NBYTES)
-    return load_i64(field(plan, side + _TABLE) + 8 * index) + head * nbytes
+    stored = _stored(plan, side, index)
+    return load_i64(field(plan, stored + _TABLE) + 8 * index) + head * field(plan, stored + _NBYTES)
 
 
 @inlined
@@ -106,7 +108,8 @@ def _run_verb(plan, side, index, end, head, a, stride, rows, out, scratch):
     verb, dim, x = field(plan, stored + _VERB), field(plan, _DIM), stored + _PARAMETER
     p, r, s = field(plan, x), field(plan, x + 1), field(plan, x + 2)
     if field(plan, stored + _RUNS) != 0:
-        cells, offset = field(plan, side + _TABLE) + 8 * index, head * field(plan, stored + _NBYTES)
+        cells = field(plan, stored + _TABLE) + 8 * index
+        offset = head * field(plan, stored + _NBYTES)
         call(verb, (cells, offset, size, n, a, stride, rows, dim, out, scratch, p, r, s))
     else:
         page = _page(plan, side, index, head)
@@ -235,50 +238,68 @@ def _part_start(plan, part):
 
 @kernel
 def _cut_item(plan, item):
-    """An item's KV head, first query, number of queries, first token or less, last token + 1."""
-    parts, block = field(plan, _PARTS), field(plan, _BLOCK)
-    tokens = field(plan, _TOKENS)
-    unit, part = item // parts, item % parts
-    blocks = (tokens + block - 1) // block
-    t0 = unit % blocks * block
-    count = min(block, tokens - t0)
-    # the block's last query sees no further than itself
-    stop = _cached(plan) - tokens + t0 + count
+    """An item's KV head, first token or less, last token + 1."""
+    parts, stop = field(plan, _PARTS), _cached(plan)
+    head, part = item // parts, item % parts
     start = _part_start(plan, part) if part > 0 else -field(plan, _SINK)
     if field(plan, _WINDOW) != 0:
-        start = max(start, stop - count - field(plan, _WINDOW) + 1)
+        start = max(start, stop - field(plan, _WINDOW))
     if part < parts - 1:
         stop = min(stop, _part_start(plan, part + 1))
-    return unit // blocks, t0, count, start, stop
+    return head, start, stop
 
 
 def _attend_item(plan, item, slot):
-    """Item: (KV head, block of queries, part of the tokens); its sums go to its partial."""
-    head, t0, count, start, stop = _cut_item(plan, item)
+    """Item: (KV head, part of the tokens) of a single query; its sums go to its partial."""
+    head, start, stop = _cut_item(plan, item)
     first, slots, parts = _first_page(plan, head, start), field(plan, _SLOTS), field(plan, _PARTS)
     if item < slots:  # nobody asked for it
         fetch(first, field(plan, _K + _PACKED + _NBYTES) // 64)
     # threads take items in turn, so this is probably the one that this thread takes next
     likely, beyond = item + slots, first
     if likely < field(plan, 0):
-        after, _, _, its_start, _ = _cut_item(plan, likely)
+        after, its_start, _ = _cut_item(plan, likely)
         beyond = _first_page(plan, after, its_start)
     acc = field(plan, _PARTIAL) + item * field(plan, _PARTIAL_NBYTES)
     scratch = field(plan, _SCRATCH) + slot * field(plan, _SCRATCH_NBYTES)
-    _attend_block(plan, head, t0, count, start, stop, beyond, acc, scratch)
-    finished = field(plan, _FINISHED) + 8 * (item // parts)
+    _attend_block(plan, head, 0, 1, start, stop, beyond, acc, scratch)
+    finished = field(plan, _FINISHED) + 8 * head
     if atomic_add(finished, 1) + 1 == parts:
         atomic_store(finished, 0)
-        _combine(plan, item // parts, head, t0, count)
+        stride = parts * field(plan, _PARTIAL_NBYTES)
+        _combine(plan, head, 0, 1, field(plan, _PARTIAL) + head * stride)
+
+
+def _attend_rows(arguments, item, slot):
+    """Item: a block of queries of one KV head, all their tokens.  Fields: a chunk's argument
+    blocks, whose items those of the entry are; those that see most come first."""
+    at = arguments + 8
+    while item >= field(field(at, 0), 0):
+        item -= field(field(at, 0), 0)
+        at += 8
+    plan = field(at, 0)
+    tokens, block, kv_heads = field(plan, _TOKENS), field(plan, _BLOCK), field(plan, _KV_HEADS)
+    blocks = field(plan, 0) // kv_heads
+    t0, head = (blocks - 1 - item // kv_heads) * block, item % kv_heads
+    count = min(block, tokens - t0)
+    # the block's last query sees no further than itself
+    stop, start = _cached(plan) - tokens + t0 + count, -field(plan, _SINK)
+    if field(plan, _WINDOW) != 0:
+        start = max(start, stop - count - field(plan, _WINDOW) + 1)
+    acc = field(plan, _PARTIAL) + slot * field(plan, _PARTIAL_NBYTES)
+    scratch = field(plan, _SCRATCH) + slot * field(plan, _SCRATCH_NBYTES)
+    first = _first_page(plan, head, start)
+    _attend_block(plan, head, t0, count, start, stop, first, acc, scratch)
+    _combine(plan, head, t0, count, acc)
 
 
 @kernel
-def _combine(plan, unit, head, t0, tokens):
-    """The output of a KV head's block of queries from its parts."""
+def _combine(plan, head, t0, tokens, base):
+    """The output of a KV head's queries t0..t0+tokens from its parts, the first at `base`."""
     heads, dim = field(plan, _HEADS), field(plan, _DIM)
     group, wide = heads // field(plan, _KV_HEADS), width(dim)
     parts, stride = field(plan, _PARTS), field(plan, _PARTIAL_NBYTES)
-    rows, base = tokens * group, field(plan, _PARTIAL) + unit * parts * stride
+    rows = tokens * group
     for i in range(rows):
         out = field(plan, _OUT) + 4 * ((t0 + i // group) * heads + head * group + i % group) * dim
         states = base + 4 * rows * wide + 8 * i
@@ -306,7 +327,7 @@ def _cut(arguments, item, slot):
     store_i64(plan + 8 * _UNITS, units)
 
 
-_ATTEND, _CUT = Verb(_attend_item), Verb(_cut)
+_ATTEND, _ATTEND_ROWS, _CUT = Verb(_attend_item), Verb(_attend_rows), Verb(_cut)
 
 
 def attend(
@@ -318,54 +339,64 @@ def attend(
     scale: float,
     softcap: float,
     bias: KeyBias | None = None,
+    chunk: Chunk | None = None,
 ) -> np.ndarray:
     """softmax(softcap(q k^T scale)) v for q float32 [T, heads, D], the layer's last T tokens; to
-    q k^T is added what `bias` says."""
+    q k^T is added what `bias` says.  Without a `chunk` all of them read the same packed pages."""
     tokens, heads, dim = q.shape
-    kv_heads = layer.k.kv_heads
+    kv_heads, out = layer.k.kv_heads, pool.take(q.shape)
+    if chunk is None:
+        chunk = Chunk((slice(0, tokens),), (layer.k.table.ctypes.data, layer.v.table.ctypes.data))
     # whole pages of both sides, or at once all that fits: odd lengths have a vast multiple
     sizes, sink = (layer.k.type.page_tokens, layer.v.type.page_tokens), layer.k.type.sink
     span = min(math.lcm(*sizes), max(-(-layer.n_ctx // size) * size for size in sizes))
-    block = min(tokens, max(1, QUERY_ROWS * kv_heads // heads))
+    most = max(cut.stop - cut.start for cut in chunk.cuts)
+    block = min(most, max(1, QUERY_ROWS * kv_heads // heads))
     unit, span = span, max(span, PART * 3 // 2 // span * span) if tokens == 1 else span
     rows, wide = block * heads // kv_heads, -(-dim // 32) * 32
-    units = kv_heads * -(-tokens // block)
-    parts = 1 if tokens > 1 else 3 + layer.n_ctx // max(unit, PART // unit * unit)
-    out = pool.take((tokens, heads, dim))
-    partial = pool.take((units * parts, rows * (wide + 2)))
+    parts = 3 + layer.n_ctx // max(unit, PART // unit * unit)
+    partial = pool.take((kv_heads * parts if tokens == 1 else threads, rows * (wide + 2)))
     biased = bias_nbytes(bias, rows)
     needed = 4 * rows * (wide + span) + biased + 64 + scratch_nbytes(rows, dim, max(sizes))
     scratch = pool.take((threads, -(-needed // 64) * 64), np.uint8)
-    factors = np.array([scale, softcap], np.float32)
-    finished = np.zeros(units, np.int64)
+    factors, finished = np.array([scale, softcap], np.float32), np.zeros(kv_heads, np.int64)
     program.hold(factors, finished, layer.count.position, layer.k.table, layer.v.table)
     program.hold(layer.k.shrunk, layer.v.shrunk)
-    start, pending = layer.count.position.ctypes.data, layer.count.pending - sink
-    fields = (
-        heads, kv_heads, dim, tokens, start, pending, layer.window or 0, span, block, 1, 1,
-        q.ctypes.data, out.ctypes.data, factors.ctypes.data,
-        partial.ctypes.data, partial.strides[0], scratch.ctypes.data, scratch.shape[1],
-        sink, unit, 0, finished.ctypes.data, threads,
-        *_side_fields(layer.k), *_side_fields(layer.v), *bias_fields(bias), biased,
-    )  # fmt: skip
-    plan = program.block(units, *fields)
+    sides = *_side_fields(layer.k, chunk.tables[0]), *_side_fields(layer.v, chunk.tables[1])
+
+    def plan(cut: slice) -> np.ndarray:
+        count = cut.stop - cut.start
+        lacking = None if bias is None else replace(bias, queries=bias.queries[cut])
+        pending = layer.count.pending - tokens + cut.stop - sink
+        return program.block(
+            kv_heads * -(-count // block), heads, kv_heads, dim, count,
+            layer.count.position.ctypes.data, pending, layer.window or 0, span, block, 1, 1,
+            q[cut].ctypes.data, out[cut].ctypes.data, factors.ctypes.data,
+            partial.ctypes.data, partial.strides[0], scratch.ctypes.data, scratch.shape[1],
+            sink, unit, 0, finished.ctypes.data, threads, *sides, *bias_fields(lacking), biased,
+        )  # fmt: skip
+
+    plans = [plan(cut) for cut in reversed(chunk.cuts)]
     if tokens == 1:
-        program.add(_CUT, 1, plan.ctypes.data)
-    program.append(_ATTEND, plan)
+        program.add(_CUT, 1, plans[0].ctypes.data)
+        program.append(_ATTEND, plans[0])
+    else:
+        items = sum(int(cut[0]) for cut in plans)
+        program.add(_ATTEND_ROWS, items, *(cut.ctypes.data for cut in plans))
     return out
 
 
-def _side_fields(side: SideCache) -> tuple[int, ...]:
-    kind = side.type
+def _side_fields(side: SideCache, open_table: int) -> tuple[int, ...]:
+    kind, table = side.type, side.table.ctypes.data
     forms = [
-        (kind.format, kind.page_tokens),
-        (kind.open_format, kind.page_tokens),
-        (kind.sink_format if kind.sink else kind.open_format, kind.sink),
-        (kind.small or kind.format, kind.page_tokens),
+        (kind.format, kind.page_tokens, table),
+        (kind.open_format, kind.page_tokens, open_table),
+        (kind.sink_format if kind.sink else kind.open_format, kind.sink, table),
+        (kind.small or kind.format, kind.page_tokens, table),
     ]
-    fields = [kind.page_tokens, side.table.ctypes.data, side.shrunk.ctypes.data]
-    for stored, tokens in forms:
+    fields = [kind.page_tokens, side.shrunk.ctypes.data]
+    for stored, tokens, pages in forms:
         verbs = page_verbs(stored, tokens, side.head_dim)
         verb = verbs.score if side.side == "k" else verbs.mix
-        fields += [verb, verbs.head_nbytes, *verbs.parameters, verbs.runs]
+        fields += [pages, verb, verbs.head_nbytes, *verbs.parameters, verbs.runs]
     return (*fields, kind.recent)

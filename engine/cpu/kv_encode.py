@@ -277,18 +277,26 @@ NONE_BAD = 1 << 62
 
 
 def append(
-    program: Program, pool: Pool, threads: int, side: SideCache, x: np.ndarray
+    program: Program,
+    pool: Pool,
+    threads: int,
+    side: SideCache,
+    x: np.ndarray,
+    open_table: int | None = None,
 ) -> np.ndarray:
-    """Encode x [T, kv_heads, D] into the pages behind the tokens that the side already holds.
+    """Encode x [T, kv_heads, D] into the pages behind the tokens that the side already holds, whose
+    addresses stand in its table or at `open_table`.
 
     Returns int64 [1], NONE_BAD or, once run, the position of a token that cannot be stored.
     """
     kind, dim = side.type, side.head_dim
     # the tokens are all sinks or none is
-    stored, size, table, before = kind.open_format, kind.page_tokens, side.table, kind.sink
+    stored, size, before = kind.open_format, kind.page_tokens, kind.sink
+    table = side.table.ctypes.data if open_table is None else open_table
     most = kind.limit
     if side.in_sink:
-        stored, size, table, before = kind.sink_format, kind.sink, side.sink_table, 0
+        stored, size, before = kind.sink_format, kind.sink, 0
+        table = side.sink_table.ctypes.data
         most = stored.limit
     tokens, heads, _ = x.shape
     padded = -(-dim // stored.block) * stored.block
@@ -299,7 +307,7 @@ def append(
         _APPEND, -(-tokens // SHARE),
         ENCODERS[stored.name].address, x.ctypes.data, tokens, heads, dim, size,
         stored.page_nbytes(size, dim), stored.row_nbytes(dim),
-        table.ctypes.data, side.count.position.ctypes.data, side.count.pending, padded,
+        table, side.count.position.ctypes.data, side.count.pending, padded,
         scratch.ctypes.data, limit.ctypes.data, bad.ctypes.data, before,
     )  # fmt: skip
     return bad

@@ -5,6 +5,8 @@ The kernels are `seal` of `engine.cpu.kv_seal_channels`, `kv_seal_kivi` and `kv_
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from engine.cpu import kv_seal_channels, kv_seal_kivi, kv_seal_waterfill
@@ -13,6 +15,7 @@ from engine.cpu.kv_decode import DECODERS
 from engine.cpu.kv_ranges import MINIMA, NORMS
 from engine.cpu.kv_seal_channels import RESTORED
 from engine.cpu.kv_seal_tokens import seal_tokens
+from engine.cpu.kv_tail import addresses, tail_fields, tail_item
 from engine.cpu.memory import Pool
 from engine.cpu.simd import store_i64
 from engine.cpu.team import Program
@@ -22,20 +25,17 @@ from engine.kv.formats.channels import ChannelFormat
 from engine.kv.formats.floats import F32
 from engine.kv.formats.kivi import KiviFormat
 from engine.kv.formats.waterfill import WaterFilledFormat, group_channels
-from engine.kv.queries import QueryPower
 from engine.kv.side_cache import page_queries
 
 
-def _seal_item(arguments, head, slot):
-    """Item: a KV head.  Fields: tail, bytes per head, page, bytes per head, scratch, bytes per
-    thread, the arguments of `seal` from `tokens` on, then its address."""
-    rows = field(arguments, 1) + head * field(arguments, 2)
-    page = field(arguments, 3) + head * field(arguments, 4)
-    scratch = field(arguments, 5) + slot * field(arguments, 6)
-    call(field(arguments, 15), (
+def _seal_item(arguments, item, slot):
+    """Item: a KV head of a page.  Fields: `tail_fields`, the arguments of `seal` from `tokens` on,
+    then its address."""
+    rows, page, scratch = tail_item(arguments, item, slot)
+    call(field(arguments, 16), (
         rows, page, scratch,
-        field(arguments, 7), field(arguments, 8), field(arguments, 9), field(arguments, 10),
-        field(arguments, 11), field(arguments, 12), field(arguments, 13), field(arguments, 14),
+        field(arguments, 8), field(arguments, 9), field(arguments, 10), field(arguments, 11),
+        field(arguments, 12), field(arguments, 13), field(arguments, 14), field(arguments, 15),
     ))  # fmt: skip
 
 
@@ -52,6 +52,11 @@ def has_verb(kind: CacheType) -> bool:
     """Whether `seal_pages` serves the type."""
     # a type derived from one of these may encode in its own way
     return type(kind.format) in (*_SEALS, WaterFilledFormat) and kind.tail is not None
+
+
+def packable(kind: CacheType) -> bool:
+    """Whether there is a verb that packs the pages of a tail into the type."""
+    return has_verb(kind) or isinstance(kind.format, TokenFormat)
 
 
 def parameters(kind: CacheType, head_dim: int, side: Side) -> tuple[int, ...]:
@@ -75,15 +80,16 @@ def seal_pages(
     pool: Pool,
     threads: int,
     kind: CacheType,
-    tail: np.ndarray,
+    tails: Sequence[np.ndarray],
     side: Side,
     head_dim: int,
-    pages: np.ndarray,
-    queries: QueryPower | None = None,
+    pages: Sequence[np.ndarray],
+    queries: Sequence[np.ndarray] = (),
 ) -> None:
-    """Pack full tails uint8 [kv_heads, bytes] into `pages` uint8 [kv_heads, bytes].
+    """Pack full pages of the tail uint8 [kv_heads, bytes] into `pages` uint8 [kv_heads, bytes].
 
-    For types that `has_verb` knows; equal to `engine.kv.side_cache.encode_tail`.
+    For types that `has_verb` knows; equal to `engine.kv.side_cache.encode_tail`, `queries` being
+    the rows of their `QueryPower`, if any.
     """
     arguments = parameters(kind, head_dim, side)
     if type(kind.format) in _SEALS:
@@ -91,16 +97,28 @@ def seal_pages(
         arguments += (_SEALS[type(kind.format)].address,)
     else:
         item, size = kv_seal_waterfill.SEAL_ITEM, kv_seal_waterfill.scratch_nbytes
-        rows = None if queries is None else queries.rows
-        program.hold(rows)
-        arguments += (0, 0) if rows is None else (rows.ctypes.data, rows.strides[0])
-    nbytes = size(kind.page_tokens, head_dim, arguments[7])
-    scratch = pool.take((threads, nbytes), np.uint8)
-    program.add(
-        item, len(tail),
-        tail.ctypes.data, tail.strides[0], pages.ctypes.data, pages.strides[0],
-        scratch.ctypes.data, scratch.strides[0], *arguments,
-    )  # fmt: skip
+        rows = addresses(program, queries)
+        arguments += (rows, queries[0].strides[0]) if queries else (0, 0)
+    scratch = pool.take((threads, size(kind.page_tokens, head_dim, arguments[7])), np.uint8)
+    items = len(tails) * len(tails[0])
+    program.add(item, items, *tail_fields(program, tails, pages, scratch), *arguments)
+
+
+def pack_pages(
+    program: Program,
+    pool: Pool,
+    threads: int,
+    side: SideCache,
+    tails: Sequence[np.ndarray],
+    pages: Sequence[np.ndarray],
+    queries: Sequence[np.ndarray] = (),
+) -> None:
+    """Pack full pages of the side's tail; see `seal_pages`.  For types that `packable` knows."""
+    where = program, pool, threads, side.type, tails
+    if has_verb(side.type):
+        seal_pages(*where, side.side, side.head_dim, pages, queries)
+    else:
+        seal_tokens(*where, side.head_dim, pages)
 
 
 def repack_page(
@@ -122,14 +140,15 @@ def repack_page(
         values = stored.decode(page, side.head_dim, side.side)
         stored, rows = F32, F32.encode(values, side.side)
     as_tail = CacheType(kind.small, kind.page_tokens, stored)
-    if not (has_verb(as_tail) or isinstance(kind.small, TokenFormat)):
+    if not packable(as_tail):
         return False
     program.hold(rows, small)
     if has_verb(as_tail):
-        where = program, pool, threads, as_tail, rows, side.side, side.head_dim, small
-        seal_pages(*where, page_queries(side, page))
+        power = page_queries(side, page)
+        where = program, pool, threads, as_tail, [rows], side.side, side.head_dim, [small]
+        seal_pages(*where, [] if power is None else [power.rows])
     else:
-        seal_tokens(program, pool, threads, as_tail, rows, side.head_dim, small)
+        seal_tokens(program, pool, threads, as_tail, [rows], side.head_dim, [small])
     return True
 
 

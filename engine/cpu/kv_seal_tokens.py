@@ -3,11 +3,14 @@ another, byte for byte as the formats' own NumPy does it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from engine.cpu.jit import Verb, call, field
 from engine.cpu.kv_decode import DECODERS
 from engine.cpu.kv_encode import ENCODERS
+from engine.cpu.kv_tail import tail_fields, tail_item
 from engine.cpu.memory import Pool
 from engine.cpu.simd import store_f32
 from engine.cpu.team import Program
@@ -15,18 +18,16 @@ from engine.kv.cache import CacheType
 from engine.kv.format import TokenFormat
 
 
-def _seal_item(arguments, head, slot):
-    """Item: a KV head.  Fields: tail, bytes per head, page, bytes per head, scratch, bytes per
-    thread, tokens, D, decoder, bytes of a row, values of one, encoder, bytes of a row, values of
-    one.  The scratch holds a row."""
-    rows = field(arguments, 1) + head * field(arguments, 2)
-    page = field(arguments, 3) + head * field(arguments, 4)
-    row, values = field(arguments, 5) + slot * field(arguments, 6), field(arguments, 14)
-    for t in range(field(arguments, 7)):
-        call(field(arguments, 9), (rows + t * field(arguments, 10), row, field(arguments, 11)))
-        for d in range(field(arguments, 8), values):
+def _seal_item(arguments, item, slot):
+    """Item: a KV head of a page.  Fields: `tail_fields`, tokens, D, decoder, bytes of a row, values
+    of one, encoder, bytes of a row, values of one.  The scratch holds a row."""
+    rows, page, row = tail_item(arguments, item, slot)
+    values = field(arguments, 15)
+    for t in range(field(arguments, 8)):
+        call(field(arguments, 10), (rows + t * field(arguments, 11), row, field(arguments, 12)))
+        for d in range(field(arguments, 9), values):
             store_f32(row + 4 * d, np.float32(0))
-        call(field(arguments, 12), (row, page + t * field(arguments, 13), values))
+        call(field(arguments, 13), (row, page + t * field(arguments, 14), values))
 
 
 _SEAL_ITEM = Verb(_seal_item)
@@ -37,19 +38,18 @@ def seal_tokens(
     pool: Pool,
     threads: int,
     kind: CacheType,
-    tail: np.ndarray,
+    tails: Sequence[np.ndarray],
     head_dim: int,
-    page: np.ndarray,
+    pages: Sequence[np.ndarray],
 ) -> None:
-    """Pack a full page of the tail uint8 [kv_heads, bytes] into `page` uint8 [kv_heads, bytes]."""
+    """Pack full pages of the tail uint8 [kv_heads, bytes] into `pages` uint8 [kv_heads, bytes]."""
     old, new = kind.tail, kind.format
     assert old is not None and isinstance(new, TokenFormat)
     old_values, new_values = old.channels(head_dim), new.channels(head_dim)
     scratch = pool.take((threads, -(-max(old_values, new_values) // 16) * 16))
     program.add(
-        _SEAL_ITEM, len(tail),
-        tail.ctypes.data, tail.strides[0], page.ctypes.data, page.strides[0],
-        scratch.ctypes.data, scratch.strides[0], kind.page_tokens, head_dim,
+        _SEAL_ITEM, len(tails) * len(tails[0]),
+        *tail_fields(program, tails, pages, scratch), kind.page_tokens, head_dim,
         DECODERS[old.name].address, old.row_nbytes(head_dim), old_values,
         ENCODERS[new.name].address, new.row_nbytes(head_dim), new_values,
     )  # fmt: skip

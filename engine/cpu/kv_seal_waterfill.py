@@ -17,7 +17,7 @@ import numpy as np
 
 from engine.cpu.jit import Verb, field, kernel
 from engine.cpu.kv_metadata import encode_linear, encode_log, log_value
-from engine.cpu.kv_tail import decode_rows, key_step, row_stride, value_step
+from engine.cpu.kv_tail import decode_rows, key_step, row_stride, tail_item, value_step
 from engine.cpu.planes import pack_set
 from engine.cpu.simd import (
     convert,
@@ -27,6 +27,7 @@ from engine.cpu.simd import (
     load_f16,
     load_f32,
     load_f64,
+    load_i64,
     load_u8,
     load_u16,
     maximum,
@@ -303,19 +304,17 @@ def scratch_nbytes(tokens: int, head_dim: int, values: int) -> int:
     return tokens * (4 * (-(-values // 16) * 16) + 8 + lanes) + _PER_CHANNEL * lanes + 512
 
 
-def _seal_item(arguments, head, slot):
-    """Item: a KV head.  Fields: tail, bytes per head, page, bytes per head, scratch, bytes per
-    thread, then the arguments of `seal` from `tokens` on, `queries` being the first head's."""
-    rows = field(arguments, 1) + head * field(arguments, 2)
-    page = field(arguments, 3) + head * field(arguments, 4)
-    scratch = field(arguments, 5) + slot * field(arguments, 6)
-    queries, dim = field(arguments, 15), field(arguments, 8)
+def _seal_item(arguments, item, slot):
+    """Item: a KV head of a page.  Fields: `tail_fields`, then the arguments of `seal` from `tokens`
+    on, `queries` being the addresses of the pages' first rows."""
+    rows, page, scratch = tail_item(arguments, item, slot)
+    heads, queries, dim = field(arguments, 7), field(arguments, 16), field(arguments, 9)
     if queries != 0:
-        queries += 4 * head * dim
+        queries = load_i64(queries + 8 * (item // heads)) + 4 * (item % heads) * dim
     seal(
-        rows, page, scratch, field(arguments, 7), dim, field(arguments, 9), field(arguments, 10),
-        field(arguments, 11), field(arguments, 12), field(arguments, 13), field(arguments, 14),
-        queries, field(arguments, 16),
+        rows, page, scratch, field(arguments, 8), dim, field(arguments, 10), field(arguments, 11),
+        field(arguments, 12), field(arguments, 13), field(arguments, 14), field(arguments, 15),
+        queries, field(arguments, 17),
     )  # fmt: skip
 
 

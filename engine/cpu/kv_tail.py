@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from engine.cpu.jit import call, kernel
+from engine.cpu.jit import call, field, inlined, kernel
 from engine.cpu.simd import (
     convert,
     load,
+    load_i64,
     load_u32,
     store,
     store_f32,
@@ -16,6 +19,37 @@ from engine.cpu.simd import (
     u32x16,
     zeros,
 )
+from engine.cpu.team import Program
+
+
+def addresses(program: Program, arrays: Sequence[np.ndarray]) -> int:
+    """Where the addresses of the arrays, int64 each, stand while the program lives."""
+    found = np.array([array.ctypes.data for array in arrays], np.int64)
+    program.hold(found, *arrays)
+    return found.ctypes.data
+
+
+def tail_fields(
+    program: Program,
+    tails: Sequence[np.ndarray],
+    pages: Sequence[np.ndarray],
+    scratch: np.ndarray,
+) -> tuple[int, ...]:
+    """Fields 1 to 7 of an entry that packs `tails` into `pages`, uint8 [kv_heads, bytes] each, with
+    a row of `scratch` for each thread; items are the heads of the first page, then of the next."""
+    return (
+        addresses(program, tails), tails[0].strides[0], addresses(program, pages),
+        pages[0].strides[0], scratch.ctypes.data, scratch.strides[0], len(tails[0]),
+    )  # fmt: skip
+
+
+@inlined
+def tail_item(arguments, item, slot):
+    """Addresses of a head's rows, its packed page and the thread's scratch."""
+    page, head = item // field(arguments, 7), item % field(arguments, 7)
+    rows = load_i64(field(arguments, 1) + 8 * page) + head * field(arguments, 2)
+    packed = load_i64(field(arguments, 3) + 8 * page) + head * field(arguments, 4)
+    return rows, packed, field(arguments, 5) + slot * field(arguments, 6)
 
 
 @kernel

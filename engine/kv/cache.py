@@ -61,6 +61,11 @@ class LayerCache:
             yield slice(start, start + size)
             start += size
 
+    def cuts(self, tokens: int) -> list[slice]:
+        """The `segments` of tokens that are no sinks, of a layer without a share."""
+        ends = sorted({*self.k.ends(tokens), *self.v.ends(tokens), tokens})
+        return [slice(a, b) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+
     def open_pages(self, tokens: int) -> None:
         """Make the pages that take the next tokens."""
         self.k.open_pages(tokens)

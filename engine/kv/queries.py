@@ -29,10 +29,14 @@ class QueryPower:
 
     def page(self, index: int, tokens: int) -> QueryPower:
         """Those of page `index`, whose rows stay shared."""
-        start = index * tokens % len(self.rows)
         found = QueryPower(0, *self.rows.shape[1:])
-        found.rows = self.rows[start : start + tokens]
+        found.rows = self.page_rows(index, tokens)
         return found
+
+    def page_rows(self, index: int, tokens: int) -> np.ndarray:
+        """The rows of page `index`."""
+        start = index * tokens % len(self.rows)
+        return self.rows[start : start + tokens]
 
     def write(self, start: int, q: np.ndarray) -> None:
         """Fill the rows of q float32 [T, heads, D], whose first token is token `start`.

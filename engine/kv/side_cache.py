@@ -149,6 +149,12 @@ class SideCache:
             return None
         return (len(self.pages) + 1) * kind.page_tokens + kind.recent - self.paged
 
+    def ends(self, tokens: int) -> range:
+        """After how many of the next `tokens` tokens, none of them a sink, pages of the tail are to
+        be packed, the last token left out."""
+        first = self.room(False)
+        return range(0) if first is None else range(first, tokens, self.type.page_tokens)
+
     def open_pages(self, tokens: int) -> None:
         """Make the pages, uint8 [kv_heads, bytes] in `open_format`, that take the next tokens.
 
@@ -159,13 +165,13 @@ class SideCache:
             self._open_sinks()
             return
         if kind.tail is not None:
-            self._open_tail(self.paged // kind.page_tokens, self.paged + tokens)
+            self.open_tail(self.paged // kind.page_tokens, self.paged + tokens)
             return
         nbytes = kind.open_format.page_nbytes(kind.page_tokens, self.head_dim)
         while len(self.pages) * kind.page_tokens < self.paged + tokens:
             self._place(aligned((self.kv_heads, nbytes)))
 
-    def _open_tail(self, first: int, paged: int) -> None:
+    def open_tail(self, first: int, paged: int) -> None:
         """Let the tail have the pages from `first` on that `paged` tokens take."""
         for index in range(first, -(-paged // self.type.page_tokens)):
             self.table[index] = self._tail.open(index).ctypes.data
@@ -215,6 +221,11 @@ class SideCache:
         every = self.queries
         return None if every is None else every.page(len(self.pages), self.type.page_tokens)
 
+    def query_rows(self, pages: range) -> list[np.ndarray]:
+        """Its rows float32 [P, kv_heads, D] for these pages of the tail; empty without any."""
+        every, size = self.queries, self.type.page_tokens
+        return [] if every is None else [every.page_rows(index, size) for index in pages]
+
     def due(self, every_page: bool) -> bool:
         """Whether a page of the tail is to be packed; with `every_page`, whether a page of a token
         format has just become full, too."""
@@ -224,13 +235,22 @@ class SideCache:
 
     def seal(self, pack: Packer) -> None:
         """Pack the oldest page of the tail if it is time.  Sealed pages never change."""
-        kind = self.type
         if not self.due(False):
             return
-        nbytes = kind.format.page_nbytes(kind.page_tokens, self.head_dim)
-        page = aligned((self.kv_heads, nbytes))
+        page = self._new_page()
         pack(self, page)
         self.pages.append(page)
+
+    def _new_page(self) -> np.ndarray:
+        nbytes = self.type.format.page_nbytes(self.type.page_tokens, self.head_dim)
+        return aligned((self.kv_heads, nbytes))
+
+    def new_pages(self, count: int) -> list[np.ndarray]:
+        """Make the pages that the oldest `count` pages of the tail are to be packed into."""
+        pages = [self._new_page() for _ in range(count)]
+        for page in pages:
+            self._place(page)
+        return pages
 
     def form(self, index: int) -> KVFormat:
         """What page `index` is packed in, if it is not the tail."""
@@ -317,7 +337,7 @@ class SideCache:
             del self.pages[-(-paged // self.type.page_tokens) :]
         else:
             del self.pages[self.type.sealed(paged) :]
-            self._open_tail(len(self.pages), paged)
+            self.open_tail(len(self.pages), paged)
         self.shrunk[0] = min(self.shrunk[0], len(self.pages))
 
     def lay_out(self, evicted: int, sinks_evicted: bool, shrunk: int) -> None:
@@ -332,6 +352,6 @@ class SideCache:
             nbytes = self.form(index).page_nbytes(kind.page_tokens, self.head_dim)
             self._place(aligned((self.kv_heads, nbytes)))
         if kind.tail is not None:
-            self._open_tail(len(self.pages), self.paged)
+            self.open_tail(len(self.pages), self.paged)
         elif self.paged:
             self.open_pages(0)

@@ -195,17 +195,11 @@ class Decoder:
             q, k = ops.hadamard(q), ops.hadamard(k)
         if of_values.rotated:
             v = ops.hadamard(v)
-        parts = []
-        for cut in kv.segments(tokens):
-            ops.append(kv, k[cut], v[cut])
-            lacking = None
-            if bias is not None:
-                by_head = bias.reshape(a.kv_heads, a.head_dim)
-                lacking = KeyBias(plain[cut], by_head, table, a.rope.layout)
-            parts.append(ops.attend(q[cut], kv, a.scale, a.softcap, lacking))
-            if cut.stop < tokens:  # the last page waits until all layers have their tokens
-                ops.seal(kv)
-        mixed = ops.concatenate(parts)
+        lacking = None
+        if bias is not None:
+            by_head = bias.reshape(a.kv_heads, a.head_dim)
+            lacking = KeyBias(plain, by_head, table, a.rope.layout)
+        mixed = ops.extend(kv, q, k, v, a.scale, a.softcap, lacking)
         if of_values.rotated:
             mixed = ops.hadamard(mixed)
         mixed = mixed.reshape(tokens, a.heads * a.head_dim)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from engine.backends import new_ops
 from engine.kv.cache import CacheType, LayerCache, SideCache
 from engine.kv.formats import BF16, kv_format
 from engine.model.load import Model, open_checkpoint
-from engine.ops import Ops
+from engine.ops import Array, Ops
 from engine.session import Session
 
 MODEL = Path(__file__).parents[1] / "fixtures" / "oracle" / "qwen3"
@@ -36,22 +37,18 @@ def assert_same_pages(one: Session, other: Session) -> None:
 
 
 class Seen:
-    """Keeps what a backend's `append` and `attend` are given, by layer."""
+    """Keeps what a backend's `extend` is given, by layer."""
 
     def __init__(self, ops: Ops) -> None:
         self.keys: dict[int, list[np.ndarray]] = {}
         self.queries: dict[int, list[np.ndarray]] = {}
-        self._ops, self._append, self._attend = ops, ops.append, ops.attend
-        for name in ("append", "attend"):
-            setattr(ops, name, getattr(self, name))
+        self._ops, self._extend = ops, ops.extend
+        ops.extend = self.extend
 
-    def append(self, layer: LayerCache, k: np.ndarray, v: np.ndarray) -> None:
+    def extend(self, layer: LayerCache, q: Array, k: Array, v: Array, *rest: Any) -> Array:
         self.keys.setdefault(layer.index, []).append(self._ops.to_host(k).copy())
-        self._append(layer, k, v)
-
-    def attend(self, q: np.ndarray, layer: LayerCache, *rest: float) -> np.ndarray:
         self.queries.setdefault(layer.index, []).append(self._ops.to_host(q).copy())
-        return self._attend(q, layer, *rest)
+        return self._extend(layer, q, k, v, *rest)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

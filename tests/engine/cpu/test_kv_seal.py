@@ -61,7 +61,9 @@ def assert_same_bytes(x: np.ndarray, stored: Sealed, tail: TokenFormat) -> None:
         guarded = np.full((len(x), nbytes + 64), 0xAB, np.uint8)
         encode_tail(kind, held, side, dim, want, queries)
         program = Program()
-        seal_pages(program, POOL, TEAM.threads, kind, held, side, dim, guarded, queries)
+        rows = [] if queries is None else [queries.rows]
+        where = program, POOL, TEAM.threads, kind
+        seal_pages(*where, [held], side, dim, [guarded], rows)
         TEAM.run(program.table())
         np.testing.assert_array_equal(guarded[:, :nbytes], want)
         assert (guarded[:, nbytes:] == 0xAB).all()
