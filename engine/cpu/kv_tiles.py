@@ -40,7 +40,7 @@ def scratch_nbytes(rows: int, wide: int) -> int:
 
 
 @inlined
-def _rooms(scratch, rows, n, wide):
+def rooms(scratch, rows, n, wide):
     """Addresses of a square of sums, of 16 rows of pairs, decoded tokens, tiles and left rows of n
     values, and the bytes between high and low halves of tiles and of left rows."""
     decoded = scratch + 2 * _SQUARE
@@ -111,14 +111,53 @@ def _copy_square(source, stride, rows, target, target_stride):
 
 
 @inlined
+def left_rows(rows, stride, count, steps, left, low, terms):
+    """`count` float32 rows, `stride` bytes apart, as left factors of `steps` steps."""
+    for i in range(count):
+        paired_row(rows + i * stride, 32 * steps, left + 64 * i * steps, low, terms)
+
+
+@inlined
+def add_scores(left, left_low, tiles, low, rows, steps, count, out, stride, square, terms):
+    """Scores of `count` tokens, for up to a multiple of 32, with tiles of keys."""
+    for i in range(0, rows, 32):
+        for t in range(0, count, 32):
+            first, row = tiles + TILE * (t // 16) * steps, left + 64 * i * steps
+            target, second = out + i * stride + 4 * t, first + TILE * steps
+            sums_zero()
+            _add_terms(row, 64 * steps, left_low, first, second, low, steps, terms)
+            if rows - i >= 32:
+                sums_store(target, stride)
+            else:
+                sums_store(square, 128)
+                _copy_square(square, 128, rows - i, target, stride)
+
+
+@inlined
+def add_mixes(left, left_low, tiles, low, rows, steps, out, wide, square, terms):
+    """out [rows, wide] += the products of 32 tokens a step with tiles of values."""
+    for i in range(0, rows, 32):
+        for c in range(0, wide, 32):
+            first, row = tiles + TILE * (c // 16) * steps, left + 64 * i * steps
+            at, at_stride, second = out + 4 * (i * wide + c), 4 * wide, first + TILE * steps
+            if rows - i < 32:
+                _copy_square(at, 4 * wide, rows - i, square, 128)
+                at, at_stride = square, 128
+            sums_load(at, at_stride)
+            _add_terms(row, 64 * steps, left_low, first, second, low, steps, terms)
+            sums_store(at, at_stride)
+            if rows - i < 32:
+                _copy_square(square, 128, rows - i, out + 4 * (i * wide + c), 4 * wide)
+
+
+@inlined
 def tile_score(
     page, n, q, stride, rows, wide, out, scratch, decoder, row_nbytes, values, terms, joined
 ):
     """Scores of all rows; those behind n, up to a multiple of 32, are zeros."""
-    square, pairs, decoded, tiles, low, left, left_low = _rooms(scratch, rows, wide, wide)
-    for i in range(rows):
-        paired_row(q + 4 * i * wide, wide, left + 2 * i * wide, left_low, terms)
+    square, pairs, decoded, tiles, low, left, left_low = rooms(scratch, rows, wide, wide)
     steps = wide // 32
+    left_rows(q, 4 * wide, rows, steps, left, left_low, terms)
     tiles_begin(square)
     for t0 in range(0, n, CHUNK):
         count = min(CHUNK, n - t0)
@@ -126,18 +165,9 @@ def tile_score(
             at, some = page + (t0 + t) * row_nbytes, min(32, count - t)
             _decode(decoder, at, some, row_nbytes, values, decoded, wide, joined)
             _key_tiles(decoded, wide, pairs, tiles + TILE * (t // 16) * steps, low, terms)
-        for i in range(0, rows, 32):
-            for t in range(0, count, 32):
-                first, row = tiles + TILE * (t // 16) * steps, left + 2 * i * wide
-                target = out + i * stride + 4 * (t0 + t)
-                sums_zero()
-                second = first + TILE * steps
-                _add_terms(row, 2 * wide, left_low, first, second, low, steps, terms)
-                if rows - i >= 32:
-                    sums_store(target, stride)
-                else:
-                    sums_store(square, 128)
-                    _copy_square(square, 128, rows - i, target, stride)
+        add_scores(
+            left, left_low, tiles, low, rows, steps, count, out + 4 * t0, stride, square, terms
+        )
     tiles_end()
 
 
@@ -146,29 +176,15 @@ def tile_mix(
     page, n, p, stride, rows, wide, out, scratch, decoder, row_nbytes, values, terms, joined
 ):
     """Mixes all rows; weights behind n, up to a multiple of 32, meet zeros."""
-    square, _, decoded, tiles, low, left, left_low = _rooms(scratch, rows, CHUNK, wide)
+    square, _, decoded, tiles, low, left, left_low = rooms(scratch, rows, CHUNK, wide)
     for t0 in range(0, n, CHUNK):
         count = min(CHUNK, n - t0)
         steps = (count + 31) // 32
-        for i in range(rows):
-            row = left + 64 * i * steps
-            paired_row(p + i * stride + 4 * t0, 32 * steps, row, left_low, terms)
+        left_rows(p + 4 * t0, stride, rows, steps, left, left_low, terms)
         for t in range(0, count, 32):
             at, some = page + (t0 + t) * row_nbytes, min(32, count - t)
             _decode(decoder, at, some, row_nbytes, values, decoded, wide, joined)
             _value_tiles(decoded, wide, tiles + TILE * (t // 32), steps, low, terms)
         tiles_begin(square)
-        for i in range(0, rows, 32):
-            for c in range(0, wide, 32):
-                first, row = tiles + TILE * (c // 16) * steps, left + 64 * i * steps
-                at, at_stride = out + 4 * (i * wide + c), 4 * wide
-                if rows - i < 32:
-                    _copy_square(at, 4 * wide, rows - i, square, 128)
-                    at, at_stride = square, 128
-                sums_load(at, at_stride)
-                second = first + TILE * steps
-                _add_terms(row, 64 * steps, left_low, first, second, low, steps, terms)
-                sums_store(at, at_stride)
-                if rows - i < 32:
-                    _copy_square(square, 128, rows - i, out + 4 * (i * wide + c), 4 * wide)
+        add_mixes(left, left_low, tiles, low, rows, steps, out, wide, square, terms)
         tiles_end()
