@@ -15,7 +15,7 @@ import math
 
 import numpy as np
 
-from engine.cpu.jit import Verb, field, kernel
+from engine.cpu.jit import Verb, field, inlined, kernel
 from engine.cpu.kv_metadata import encode_linear, encode_log, log_value
 from engine.cpu.kv_tail import decode_rows, key_step, row_stride, tail_item, value_step
 from engine.cpu.planes import pack_set
@@ -23,6 +23,7 @@ from engine.cpu.simd import (
     convert,
     f32x16,
     f64x16,
+    fma,
     load,
     load_f16,
     load_f32,
@@ -47,7 +48,7 @@ from engine.kv.formats.channels import LEAST_RESTORED, padded_dim
 from engine.kv.formats.waterfill import MAX_WIDTH, WIDTH_BITS
 
 _LEAST_GAIN = np.float64(LEAST_RESTORED)
-_PER_CHANNEL = 7 * 8 + 2 * 4 + 2 * 2 + 3  # bytes of scratch: see `seal`
+_PER_CHANNEL = 8 * 8 + 2 * 4 + 2 * 2 + 3  # bytes of scratch: see `seal`
 
 
 @kernel
@@ -67,14 +68,25 @@ def _divisor(norm):
     return length if length > 0 else np.float64(1)
 
 
+@inlined
+def _quotient(x, divisor, inverse):
+    """x / divisor to the last bit: where `inverse` is 1 / divisor, the second remainder is that of
+    a neighbour of the quotient, and exact (Markstein 1990).  A division takes thrice as long."""
+    q = x * inverse
+    q = fma(fma(q * np.float64(-1), divisor, x), inverse, q)
+    return fma(fma(q * np.float64(-1), divisor, x), inverse, q)
+
+
 @kernel
 def _find_ranges(rows, tokens, stride, lanes, norms, middles, reach):
     """The middle and length of every channel's range over the directions, float64 [lanes]."""
     for c in range(0, lanes, 16):
         low, high = splat(f64x16, np.float64(np.inf)), splat(f64x16, np.float64(-np.inf))
         for t in range(tokens):
+            divisor = _divisor(norms + 8 * t)
+            inverse = splat(f64x16, np.float64(1) / divisor)
             u = convert(f64x16, load(f32x16, rows + 4 * (t * stride + c)))
-            u = u / _divisor(norms + 8 * t)
+            u = _quotient(u, splat(f64x16, divisor), inverse)
             low, high = minimum(low, u), maximum(high, u)
         store(middles + 8 * c, (low + high) * np.float64(0.5) + np.float64(0))
         store(reach + 8 * c, high - low)
@@ -208,7 +220,8 @@ def _store_ranges(middles, reach, widths, order, dim, lanes, codes, metadata, pa
 @kernel
 def _load_ranges(codes, widths, pairs, dim, lanes, ranges, steps):
     """What stored m, s and widths stand for: float32 m and s [2, lanes] at `ranges`, and float64
-    divisors, 1 or 0 where s is, and largest codes [3, lanes] at `steps`; zeros behind dim."""
+    divisors, 1 or 0 where s is, largest codes and inverse divisors [4, lanes] at `steps`; zeros
+    behind dim."""
     first, distance = load_f16(pairs + 4), load_f16(pairs + 6)
     for c in range(lanes):
         m, s, top = np.float32(0), np.float32(0), (1 << int(load_u8(widths + c))) - 1
@@ -217,7 +230,9 @@ def _load_ranges(codes, widths, pairs, dim, lanes, ranges, steps):
             s = log_value(load_u8(codes + lanes + c), pairs + 8)
         store_f32(ranges + 4 * c, m)
         store_f32(ranges + 4 * (lanes + c), s)
-        store_f64(steps + 8 * c, np.float64(s) if s > 0 else np.float64(1))
+        divisor = np.float64(s) if s > 0 else np.float64(1)
+        store_f64(steps + 8 * c, divisor)
+        store_f64(steps + 8 * (3 * lanes + c), np.float64(1) / divisor)
         store_f64(steps + 8 * (lanes + c), np.float64(s > 0))
         store_f64(steps + 8 * (2 * lanes + c), np.float64(top))
 
@@ -226,13 +241,15 @@ def _load_ranges(codes, widths, pairs, dim, lanes, ranges, steps):
 def _encode_row(row, divisor, ranges, steps, lanes, codes):
     """Codes uint8 [lanes] of a token's float32 row; returns the length of what they stand for."""
     squares = zeros(f64x16)
+    length, shrink = splat(f64x16, divisor), splat(f64x16, np.float64(1) / divisor)
     for c in range(0, lanes, 16):
         m, s = load(f32x16, ranges + 4 * c), load(f32x16, ranges + 4 * (lanes + c))
         step, lit = load(f64x16, steps + 8 * c), load(f64x16, steps + 8 * (lanes + c))
         top = load(f64x16, steps + 8 * (2 * lanes + c))
         half = top * np.float64(0.5)
-        u = convert(f64x16, load(f32x16, row + 4 * c)) / divisor
-        scaled = ((u - convert(f64x16, m)) / step + half) * lit
+        inverse = load(f64x16, steps + 8 * (3 * lanes + c))
+        u = _quotient(convert(f64x16, load(f32x16, row + 4 * c)), length, shrink)
+        scaled = (_quotient(u - convert(f64x16, m), step, inverse) + half) * lit
         code = convert(f32x16, minimum(maximum(rint(scaled), zeros(f64x16)), top))
         store(codes + c, convert(u8x16, code))
         decoded = convert(f64x16, m + s * (code - convert(f32x16, half)))
@@ -271,7 +288,7 @@ def seal(
     reach, importance, powers = middles + 8 * lanes, middles + 16 * lanes, middles + 24 * lanes
     steps = middles + 32 * lanes
     # float32 [2, lanes], uint16 [2, lanes], bytes [3, lanes], then all codes and a set
-    ranges = steps + 24 * lanes
+    ranges = steps + 32 * lanes
     order, rank = ranges + 8 * lanes, ranges + 10 * lanes
     widths, found = ranges + 12 * lanes, ranges + 13 * lanes
     codes = found + 2 * lanes
