@@ -24,15 +24,7 @@ from engine.cpu.kv_stage import Chunk
 from engine.cpu.kv_tokens import width
 from engine.cpu.kv_verbs import page_verbs, scratch_nbytes
 from engine.cpu.memory import Pool
-from engine.cpu.simd import (
-    f32x16,
-    load,
-    load_f32,
-    load_i64,
-    store,
-    store_f32,
-    store_i64,
-)
+from engine.cpu.simd import f32x16, load, load_f32, load_i64, store, store_f32, store_i64
 from engine.cpu.softmax import MASKED, clear, combine_row, softmax_row
 from engine.cpu.team import Program
 from engine.kv.cache import LayerCache, SideCache
