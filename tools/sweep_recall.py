@@ -16,6 +16,7 @@ from tools.recall.sampling import sample
 from tools.results import Pair
 
 LIMIT = 1024  # most tokens of an answer
+_FEW = RandomBodies(functions=8)
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class RecallSettings:
     200 of them, the corpus of minikv recall, exceed most contexts.
     """
 
-    bodies: RandomBodies = RandomBodies(functions=8)  # noqa: RUF009  frozen
+    bodies: RandomBodies = _FEW
     k: int = 16
 
     def __str__(self) -> str:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,13 +41,17 @@ def runner(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     return run
 
 
-def child(*args: object, **options: object) -> subprocess.Popen[bytes]:
+def child(*args: object, **options: Any) -> subprocess.Popen[bytes]:
     """The command as a process of its own, its output in pipes."""
     command = [sys.executable, "-m", "minikv", *map(str, args)]
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    pipes: dict[str, Any] = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+    }
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    chosen = {"preexec_fn": heed_ctrl_c} | pipes | options
-    return subprocess.Popen(command, env=environment, **chosen)  # type: ignore[arg-type]
+    chosen: dict[str, Any] = {"preexec_fn": heed_ctrl_c} | pipes | options
+    return subprocess.Popen(command, env=environment, text=False, **chosen)
 
 
 def heed_ctrl_c() -> None:

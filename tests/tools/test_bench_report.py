@@ -27,7 +27,7 @@ TABLE = """\
 | ------------------------------ | ---------: | ---------: | ---------- | ------: | --------------: | -------------------: |
 | llama 256M Q4_1                |  92.10 MiB |   134.52 M | CPU        |       2 |            pp16 |        816.67 ± 0.00 |
 | llama 256M Q4_1                |  92.10 MiB |   134.52 M | CPU        |       2 |   pp8+tg4 @ d32 |     450.00 ± 212.13 |
-"""  # noqa: E501
+"""  # noqa: E501  as it is printed
 MODEL = Description("/models/it's.gguf", "llama 256M Q4_1", 96576768, 134515008)
 BIG = Description("/models/big.gguf", "qwen2 1.5B Q4_K - Medium", 1111370240, 1777088000)
 

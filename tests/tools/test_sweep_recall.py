@@ -26,10 +26,9 @@ BASE, OTHER = ("f16", "f16"), ("q8_0", "q4_0")
 class Scripted:
     """Repeats as many lines of a function as `script` says of its number."""
 
-    about: dict[str, Any] = {}  # noqa: RUF012
-
     def __init__(self, script: Callable[[int], int | None]) -> None:
         self._script = script
+        self.about: dict[str, Any] = {}
 
     def __call__(self, message: str) -> Answer:
         asked = message.rpartition("\n---\n")[2]

@@ -42,6 +42,12 @@ def recipe(x: np.ndarray, kind: ChannelFormat) -> tuple[np.ndarray, np.ndarray, 
     return n * decoded, n * s, tie
 
 
+def named(name: str) -> ChannelFormat:
+    found = kv_format(name)
+    assert isinstance(found, ChannelFormat)
+    return found
+
+
 def round_trip(x: np.ndarray, kind: ChannelFormat, side: Side = "k") -> np.ndarray:
     kind = replace(kind, page_tokens=len(x))
     return kind.decode(kind.encode(x, side), x.shape[1], side)
@@ -94,8 +100,8 @@ def test_names_say_what_is_stored() -> None:
 def test_restored_tokens_keep_their_length_and_raw_ones_need_not(name: str) -> None:
     x = gaussian(128, 64)
     length = np.linalg.norm(x, axis=1)
-    restored = round_trip(x, kv_format(name))  # type: ignore[arg-type]
-    raw = round_trip(x, kv_format(f"{name}-raw"))  # type: ignore[arg-type]
+    restored = round_trip(x, named(name))
+    raw = round_trip(x, named(f"{name}-raw"))
     np.testing.assert_allclose(np.linalg.norm(restored, axis=1), length, rtol=1.01 * HALF)
     off = np.abs(np.linalg.norm(raw, axis=1) / length - 1)
     assert off.max() > (0.02 if name != "int8nsep" else 2 * HALF)
@@ -105,7 +111,7 @@ def test_restored_tokens_keep_their_length_and_raw_ones_need_not(name: str) -> N
 
 
 def test_two_symmetric_bits_are_ternary() -> None:
-    got = round_trip(gaussian(128, 64), kv_format("int2pchan"))  # type: ignore[arg-type]
+    got = round_trip(gaussian(128, 64), named("int2pchan"))
     peak = np.abs(got).max(axis=0)
     assert (peak > 0).all() and set(np.unique(got / peak)) == {-1, 0, 1}
 
@@ -118,7 +124,7 @@ def test_what_float16_cannot_hold_saturates() -> None:
             got = round_trip(x, kind)
             assert np.isfinite(got).all(), kind.name
     for name in ("int8pchan", "int8pchan-asym"):
-        got = round_trip(x, kv_format(name))  # type: ignore[arg-type]
+        got = round_trip(x, named(name))
         assert got[5, 7] == pytest.approx(65504, rel=0.01)
         assert got[9, 20] == pytest.approx(-65504, rel=0.01)
 

@@ -266,7 +266,10 @@ def test_a_page_of_weighted_keys_tells_what_its_queries_weighed(
 
 
 def test_other_pages_tell_nothing_of_queries() -> None:
-    for name, side in (("int3wf", "k"), ("int3wfq", "v"), ("bf16", "k"), ("int3nsep", "k")):
+    cases: tuple[tuple[str, Side], ...] = (
+        ("int3wf", "k"), ("int3wfq", "v"), ("bf16", "k"), ("int3nsep", "k"),
+    )  # fmt: skip
+    for name, side in cases:
         kind = kv_format(name)
         page = kind.encode(np.zeros((128, 64), np.float32), side)
         assert kind.power(page, 64, side) is None

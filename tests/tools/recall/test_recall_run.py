@@ -29,13 +29,14 @@ def perfect(target: Function) -> str:
     return "\n".join(target.primary)
 
 
+ABOUT: dict[str, Any] = {"model": "scripted"}
+
+
 class Scripted:
     """Answers the function that a message names with what `script` says of it."""
 
-    about: dict[str, Any] = {"model": "scripted"}  # noqa: RUF012
-
     def __init__(self, script: Callable[[Function], str], corpus: Corpus = CORPUS) -> None:
-        self.script, self.corpus = script, corpus
+        self.script, self.corpus, self.about = script, corpus, ABOUT
         self.asked: list[str] = []
 
     def __call__(self, message: str) -> Answer:
@@ -46,7 +47,7 @@ class Scripted:
 
 
 def fresh(**run: Any) -> Dump:
-    return Dump(identity(["x"], CORPUS, 6, 42, Scripted.about) | run, "minikv recall x")
+    return Dump(identity(["x"], CORPUS, 6, 42, ABOUT) | run, "minikv recall x")
 
 
 def all_of(answerer: Scripted, dump: Dump, path: Path | None = None) -> list[Outcome]:

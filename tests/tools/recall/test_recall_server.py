@@ -45,10 +45,13 @@ class Peer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: Peer  # type: ignore[assignment]
+    @property
+    def peer(self) -> Peer:
+        assert isinstance(self.server, Peer)
+        return self.server
 
     def do_POST(self) -> None:
-        peer = self.server
+        peer = self.peer
         body = self.rfile.read(int(self.headers["Content-Length"]))
         peer.asked.append((self.path, json.loads(body)))
         peer.keys.append(self.headers["Authorization"])
@@ -63,7 +66,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(peer.reply)
 
     def do_GET(self) -> None:  # what a redirected request becomes
-        self.server.keys.append(self.headers["Authorization"])
+        self.peer.keys.append(self.headers["Authorization"])
         self.send_error(404)
 
     def log_message(self, *_: Any) -> None:
