@@ -1,4 +1,4 @@
-"""Mix of q8_0 and of the 4-bit blocks for a few query rows, in float32.
+"""Mix of q8_0 and of the 4 and 5-bit blocks for a few query rows, in float32.
 
 See `engine.cpu.kv_verbs` for the signature.  A value is d (code - zero), or m + d code where blocks
 have a range, so that with w[t] = p[t] d[t]
@@ -54,10 +54,10 @@ from engine.cpu.simd import (
 from engine.kv.format import TokenFormat
 from engine.kv.formats.iq4_nl import IQ4_NL, LEVELS
 from engine.kv.formats.q8_0 import Q8_0
-from engine.kv.formats.range_blocks import Q4_1
-from engine.kv.formats.signed_blocks import Q4_0
+from engine.kv.formats.range_blocks import Q4_1, Q5_1
+from engine.kv.formats.signed_blocks import Q4_0, Q5_0
 
-_BYTES, _NIBBLES, _LEVELS = range(3)  # what codes are
+_BYTES, _NIBBLES, _LEVELS, _FIVES = range(4)  # what codes are
 
 
 @intrinsic(prefer_literal=True)
@@ -81,13 +81,30 @@ def _add_weighted(typing_context, sums, weights, stride, first, second, rows):
     return sums(sums, types.int64, types.int64, f32x16, f32x16, rows), emit
 
 
+@intrinsic
+def _fives(typing_context, nibbles, word):
+    """i32x16: codes of five bits less 16, the fifth of lane i being bit i of `word`."""
+
+    def emit(context, builder, signature, args):
+        bits = builder.trunc(args[1], ir.IntType(16))
+        mask = builder.bitcast(bits, ir.VectorType(ir.IntType(1), 16))
+        less = builder.sub(args[0], ir.Constant(i32x16.llvm, [16] * 16))
+        return builder.select(mask, args[0], less)
+
+    return i32x16(i32x16, types.int64), emit
+
+
 @inlined
 def _codes(source, kind):
     """The 32 codes at `source` as two f32x16."""
     if kind == _BYTES:
         first, second = load(i8x16, source), load(i8x16, source + 16)
         return convert(f32x16, first), convert(f32x16, second)
-    nibbles = convert(i32x16, load(u8x16, source))
+    nibbles = convert(i32x16, load(u8x16, source + (4 if kind == _FIVES else 0)))
+    if kind == _FIVES:
+        bits = np.int64(load_u32(source))
+        first, second = _fives(nibbles & 15, bits), _fives(nibbles >> 4, bits >> 16)
+        return convert(f32x16, first), convert(f32x16, second)
     if kind == _LEVELS:
         levels, nibbles = load(f32x16, address_of(LEVELS)), bitcast(u32x16, nibbles)
         return look_up(levels, nibbles & 15), look_up(levels, nibbles >> 4)
@@ -214,9 +231,12 @@ def _verb(kind: int, nbytes: int, start: int, zero: int, ranged: bool) -> Verb:
     return Verb(mix)
 
 
-# what codes are, bytes of a block, bytes in front of its codes, the code of 0, whether m is stored
+# What codes are, bytes of a block, bytes in front of its codes, the code of 0 or, in ranges, of m,
+# whether m is stored.
 _FORMS = {
     Q8_0.name: (_BYTES, 34, 2, 0, False),
+    Q5_1.name: (_FIVES, 24, 4, -16, True),
+    Q5_0.name: (_FIVES, 22, 2, 0, False),
     Q4_1.name: (_NIBBLES, 20, 4, 0, True),
     Q4_0.name: (_NIBBLES, 18, 2, 8, False),
     IQ4_NL.name: (_LEVELS, 18, 2, 0, False),
