@@ -60,15 +60,20 @@ def _pair(group, k, i, kind):
 
 
 def _verbs(kind: int) -> GroupVerbs:
-    def dot(group, x, columns, out):
+    def dot(group, apart, x, columns, out):
         even, odd = zeros(f32x16), zeros(f32x16)
+        other_even, other_odd = zeros(f32x16), zeros(f32x16)
         for k in range(columns // SET):
             for i in range(16):
                 a, b = _pair(group, k, i, kind)
+                c, d = _pair(group + apart, k, i, kind)
                 address = x + 4 * (SET * k + i)
-                even = fma(splat(f32x16, load_f32(address)), a, even)
-                odd = fma(splat(f32x16, load_f32(address + 64)), b, odd)
+                first, second = load_f32(address), load_f32(address + 64)
+                p, q = splat(f32x16, first), splat(f32x16, second)
+                even, odd = fma(p, a, even), fma(q, b, odd)
+                other_even, other_odd = fma(p, c, other_even), fma(q, d, other_odd)
         store(out, even + odd)
+        store(out + 64, other_even + other_odd)
 
     def pairs(group, columns, first, n, target):
         for i in range(0, 1024 * n, 64):

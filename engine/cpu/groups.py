@@ -1,7 +1,11 @@
 """Verbs on groups of 16 packed rows (`engine.cpu.layouts`), a pair per weight type.
 
-    dot(group, x, columns, out)              float32 [16] at out: the rows' products with x
+    dot(group, apart, x, columns, out)       float32 [2, 16] at out: the rows' products with x, and
+                                             those of the group `apart` bytes further on
     panel(group, columns, first, n, target)  sets first..first+n as weights for a matrix product
+
+Two groups at once: a thread that reads from two places gets more from memory than from one, and
+what is read of x serves both.
 
 x is a row of 16-bit integers (`engine.cpu.activations`) for quantized types.  A panel is bf16
 pairs [n, 16, 16 rows, 2], pair i of a set being its columns i and i + 16, for the tile registers;
@@ -30,7 +34,7 @@ from engine.cpu.simd import (
     i32x16,
     load,
     load_f32,
-    prefetch,
+    prefetch_first,
     splat,
     store,
     u8x64,
@@ -38,18 +42,40 @@ from engine.cpu.simd import (
 )
 from engine.cpu.vmath import halves
 
-_AHEAD = 8192  # bytes: what memory delivers while it takes to answer
+_AHEAD = 2048  # bytes of each group at least: what memory delivers while it takes to answer
+
+
+def _ahead(unit: int) -> int:
+    """Whole units, so that every line of codes is asked for once."""
+    return -(-_AHEAD // unit) * unit
 
 
 @inlined
-def _sum_steps(codes, planes, first, count, bits):
-    """i32x16: steps first..first+count with the bytes at `planes`, 4 per step and plane."""
+def _fetch(group, other):
+    prefetch_first(group)
+    prefetch_first(other)
+
+
+@inlined
+def _sum_steps(codes, other, ahead, planes, first, count, bits):
+    """Two i32x16: steps first..first+count of two sets of codes with the bytes at `planes`, 4 per
+    step and plane.
+
+    Lines are asked for one by one between the products: all of a set at once would keep the
+    next products waiting.
+    """
     high, low = zeros(i32x16), zeros(i32x16)
-    for j in range(count):
-        u = bitcast(u8x64, step_codes(codes, first + j, bits))
-        high = dot_bytes(high, u, four_bytes(planes + 4 * j))
-        low = dot_bytes(low, u, four_bytes(planes + SET + 4 * j))
-    return (high << 8) + low
+    other_high, other_low = zeros(i32x16), zeros(i32x16)
+    for step in range(first, first + count):
+        if step * bits % 8 < bits:  # the first step in its line
+            line = 64 * (step * bits // 8) + ahead
+            _fetch(codes + line, other + line)
+        a, b = four_bytes(planes + 4 * step), four_bytes(planes + SET + 4 * step)
+        u = bitcast(u8x64, step_codes(codes, step, bits))
+        v = bitcast(u8x64, step_codes(other, step, bits))
+        high, low = dot_bytes(high, u, a), dot_bytes(low, u, b)
+        other_high, other_low = dot_bytes(other_high, v, a), dot_bytes(other_low, v, b)
+    return (high << 8) + low, (other_high << 8) + other_low
 
 
 @inlined
@@ -63,9 +89,10 @@ def _splat_at(address):
 
 
 @inlined
-def _fetch(address, nbytes):
-    for line in range(0, nbytes, 64):
-        prefetch(address + line + _AHEAD)
+def _product(sums, step, sum_x, zero):
+    """Sums of codes times integers, as those of codes less their zero times x."""
+    product = convert(f32x16, sums) * step
+    return fma(sum_x, splat(f32x16, zero), product) if zero != 0 else product
 
 
 def _offsets(layout: Layout) -> tuple[int, ...]:
@@ -77,21 +104,26 @@ def _block_dot(layout: Layout) -> Verb:
     """Types whose sets have an f16 scale each."""
     bits, zero, minima = layout.bits, np.float32(-layout.zero), layout.minima
     at_scales, at_minima, _, _, unit = _offsets(layout)
+    ahead = _ahead(unit)
 
-    def dot(group, x, columns, out):
+    def dot(group, apart, x, columns, out):
         steps, sums, _ = steps_of(x, columns)
-        total, offset = zeros(f32x16), zeros(f32x16)
+        other = group + apart
+        a, b = zeros(f32x16), zeros(f32x16)
+        low_a, low_b = zeros(f32x16), zeros(f32x16)
         for k in range(columns // SET):
-            _fetch(group, unit)
-            product = convert(f32x16, _sum_steps(group, x + 64 * k, 0, 8, bits))
-            product = product * _splat_at(steps + 4 * k)
-            if zero != 0:
-                product = fma(_splat_at(sums + 4 * k), splat(f32x16, zero), product)
-            total = fma(product, halves(group + at_scales), total)
+            _fetch(group + at_scales + ahead, other + at_scales + ahead)
+            p, q = _sum_steps(group, other, ahead, x + 64 * k, 0, 8, bits)
+            step, sum_x = _splat_at(steps + 4 * k), _splat_at(sums + 4 * k)
+            a = fma(_product(p, step, sum_x, zero), halves(group + at_scales), a)
+            b = fma(_product(q, step, sum_x, zero), halves(other + at_scales), b)
             if minima:
-                offset = fma(_splat_at(sums + 4 * k), halves(group + at_minima), offset)
+                low_a = fma(sum_x, halves(group + at_minima), low_a)
+                low_b = fma(sum_x, halves(other + at_minima), low_b)
             group += unit
-        store(out, total + offset)
+            other += unit
+        store(out, a + low_a)
+        store(out + 64, b + low_b)
 
     return Verb(dot)
 
@@ -102,34 +134,42 @@ def _super_dot(layout: Layout) -> Verb:
     parts = SET // layout.sub  # scales per set
     count = 8 // parts
     at_scales, at_minima, at_d, at_dmin, unit = _offsets(layout)
+    ahead, share = _ahead(unit), (unit - at_scales) // 8
 
-    def dot(group, x, columns, out):
+    def dot(group, apart, x, columns, out):
         steps, sums, half_sums = steps_of(x, columns)
         sums = half_sums if parts == 2 else sums
-        total, offset = zeros(f32x16), zeros(f32x16)
+        other = group + apart
+        a, b = zeros(f32x16), zeros(f32x16)
+        low_a, low_b = zeros(f32x16), zeros(f32x16)
         for _ in range(columns // 256):
-            inner, low = zeros(f32x16), zeros(f32x16)
+            in_a, in_b = zeros(f32x16), zeros(f32x16)
+            in_low_a, in_low_b = zeros(f32x16), zeros(f32x16)
             for k in range(8):
-                _fetch(group + unit // 8 * k, unit // 8)
-                step = _splat_at(steps)
+                metadata = at_scales + share * k + ahead
+                _fetch(group + metadata, other + metadata)
+                step, line = _splat_at(steps), 64 * bits * k
                 for part in range(parts):
-                    i = parts * k + part
-                    first = 8 * k + count * part
-                    product = _sum_steps(group, x + 4 * count * part, first, count, bits)
-                    product = convert(f32x16, product) * step
-                    if zero != 0:
-                        product = fma(_splat_at(sums), splat(f32x16, zero), product)
-                    inner = fma(product, _bytes(group + at_scales + LANES * i), inner)
+                    first = count * part
+                    p, q = _sum_steps(group + line, other + line, ahead, x, first, count, bits)
+                    sum_x, at = _splat_at(sums), LANES * (parts * k + part)
+                    scale, other_scale = group + at_scales + at, other + at_scales + at
+                    in_a = fma(_product(p, step, sum_x, zero), _bytes(scale), in_a)
+                    in_b = fma(_product(q, step, sum_x, zero), _bytes(other_scale), in_b)
                     if minima:
-                        low = fma(_splat_at(sums), _bytes(group + at_minima + LANES * i), low)
+                        in_low_a = fma(sum_x, _bytes(group + at_minima + at), in_low_a)
+                        in_low_b = fma(sum_x, _bytes(other + at_minima + at), in_low_b)
                     sums += 4
                 steps += 4
                 x += 64
-            total = fma(inner, halves(group + at_d), total)
+            a, b = fma(in_a, halves(group + at_d), a), fma(in_b, halves(other + at_d), b)
             if minima:
-                offset = fma(low, halves(group + at_dmin), offset)
+                low_a = fma(in_low_a, halves(group + at_dmin), low_a)
+                low_b = fma(in_low_b, halves(other + at_dmin), low_b)
             group += unit
-        store(out, total + offset)
+            other += unit
+        store(out, a + low_a)
+        store(out + 64, b + low_b)
 
     return Verb(dot)
 

@@ -141,7 +141,7 @@ def _finish_some(target, sums, bias, r, n):
 
 
 def _stream(arguments, item, slot):
-    """Item: a run of groups, for a few tokens."""
+    """Item: a run of groups, its halves side by side, for a few tokens."""
     record = _record(arguments, item)
     share, rows = field(record, _SHARE), field(record, _N)
     first = (item - field(record, _FIRST)) * share
@@ -149,11 +149,16 @@ def _stream(arguments, item, slot):
     sums = field(arguments, _SCRATCH) + slot * field(arguments, _SCRATCH_NBYTES)
     x, stride = field(arguments, _X), field(arguments, _X_STRIDE)
     columns = field(arguments, _SETS) * SET
-    for group in range(first, min(first + share, (rows + LANES - 1) // LANES)):
+    n = min(share, (rows + LANES - 1) // LANES - first)
+    half = (n + 1) // 2
+    apart = n - half  # of an odd number, one is in both halves
+    for group in range(first, first + half):
         tokens = field(arguments, _TOKENS)
+        source = data + group * nbytes
         for t in range(tokens):
-            call(verb, (data + group * nbytes, x + t * stride, columns, sums + 64 * t))
-        _finish(record, sums, 64, tokens, group)
+            call(verb, (source, apart * nbytes, x + t * stride, columns, sums + 128 * t))
+        _finish(record, sums, 128, tokens, group)
+        _finish(record, sums + 64, 128, tokens, group + apart)
 
 
 @kernel
@@ -289,7 +294,7 @@ class Products:
             form = FILL if not tiles else ROUND if first.integer else ROUND_TWICE
         prepared, stride = self._prepare(program, form, x, sets, few)
         if few:
-            verb, scratch = _STREAM, 64 * FEW
+            verb, scratch = _STREAM, 128 * FEW
         else:
             verb = _TILES if tiles else _PLAIN
             blocks = -(-tokens // _ROWS)
@@ -300,7 +305,8 @@ class Products:
         items, records = 0, []
         for w, bias, y in parts:
             nbytes = w.data.shape[1]
-            share = max(1, min(share, ITEM_NBYTES // nbytes)) if few else 2
+            # even: two groups are multiplied at once
+            share = max(2, min(share + 1, ITEM_NBYTES // nbytes) & -2) if few else 2
             group_verb = w.verbs.dot if few else w.verbs.pairs if tiles else w.verbs.floats
             records += (
                 items, group_verb.address, w.data.ctypes.data, nbytes, w.rows, share,
