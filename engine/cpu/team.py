@@ -24,7 +24,6 @@ from engine.cpu.atomics import (
     atomic_add,
     atomic_load,
     atomic_store,
-    atomic_swap_if,
     pause,
     sleep_while,
     wake_all,
@@ -33,13 +32,16 @@ from engine.cpu.atomics import (
 from engine.cpu.jit import Verb, call, field, kernel
 
 # The control block: one cache line of eight words per field that different threads write.
-# The ticket holds everything a claim depends on, so that one compare-and-swap settles it:
-# the entry's running number, then 16 bits of items, then 16 bits of the next item.
+# The ticket holds everything a claim depends on, so that one addition settles it: the entry's
+# items, and in the low bits the next item.  Who comes too late counts on; the room between
+# MOST_ITEMS and the mask is for that.  An item costs one visit to the line that threads contend
+# for, about 0.3 us while memory is busy, so items are counted as done once per entry and thread.
 _TICKET, _DONE, _LAUNCHES, _SLEEPERS, _STOP, _FINISHED = 0, 64, 128, 192, 256, 320
 _VERB, _ARGUMENTS, _PROGRAM, _ENTRIES, _INDEX = 384, 392, 400, 408, 416
 _CONTROL_NBYTES = 448
-_BITS = 16
-MOST_ITEMS = (1 << _BITS) - 1
+_BITS = 24
+_MASK = (1 << _BITS) - 1
+MOST_ITEMS = (1 << 16) - 1
 _SPINS = 6000  # pauses before sleep: about 0.3 ms, longer than sampling a token takes
 _PATIENCE = 200  # pauses before the caller, waiting for the last items, offers its core
 
@@ -68,8 +70,7 @@ def _advance(control, slot):
             atomic_store(control + _VERB, verb)
             atomic_store(control + _ARGUMENTS, arguments)
             atomic_store(control + _DONE, 0)
-            number = (atomic_load(control + _TICKET) >> (2 * _BITS)) + 1
-            atomic_store(control + _TICKET, (number << (2 * _BITS)) | (items << _BITS))
+            atomic_store(control + _TICKET, items << _BITS)
             _announce(control)
             return
     atomic_store(control + _FINISHED, 1)
@@ -80,16 +81,27 @@ def _work(control, slot):
     """Run items until none is left to take."""
     while True:
         ticket = atomic_load(control + _TICKET)
-        item, items = ticket & MOST_ITEMS, (ticket >> _BITS) & MOST_ITEMS
-        if item >= items:
+        if ticket & _MASK >= (ticket >> _BITS) & _MASK:
             return
-        # If the swap succeeds, this entry is unfinished and these words are its own.
-        verb = atomic_load(control + _VERB)
-        arguments = atomic_load(control + _ARGUMENTS)
-        if atomic_swap_if(control + _TICKET, ticket, ticket + 1):
-            call(verb, (arguments, item, slot))
-            if atomic_add(control + _DONE, 1) + 1 == items:
-                _advance(control, slot)
+        done = _take(control, slot)
+        items = (atomic_load(control + _TICKET) >> _BITS) & _MASK
+        # with an item of its own not yet counted, the entry is still the one it was taken from
+        if done > 0 and atomic_add(control + _DONE, done) + done == items:
+            _advance(control, slot)
+
+
+@kernel
+def _take(control, slot):
+    """Run items of one entry while there are any; how many."""
+    done = 0
+    while True:
+        ticket = atomic_add(control + _TICKET, 1)
+        if ticket & _MASK >= (ticket >> _BITS) & _MASK:
+            return done
+        # the entry cannot end before its item: these words are its own
+        verb, arguments = atomic_load(control + _VERB), atomic_load(control + _ARGUMENTS)
+        call(verb, (arguments, ticket & _MASK, slot))
+        done += 1
 
 
 def _serve(control, slot):
