@@ -55,7 +55,7 @@ from engine.reference import dequantize
 
 FEW = 4  # tokens up to which streaming the rows is the faster way
 ITEM_NBYTES = 1 << 20  # of weights in an item at most
-SHARES = 8  # items per thread: one that is held up delays the others by little
+SHARES = 4  # items per thread: one that is held up delays the others by little
 PANEL_SETS = 16  # sets unpacked at a time: 32 KB for 32 rows
 _ROWS = 2 * LANES  # rows of a panel, tokens of a block
 
@@ -96,8 +96,8 @@ def matrix(tensor: Tensor, team: Team, arena: Arena) -> Matrix:
 
 
 # Words of an entry: what all its matrices share, then a record per matrix.
-_COUNT, _X, _X_STRIDE, _TOKENS, _SETS, _SCRATCH, _SCRATCH_NBYTES = range(1, 8)
-_RECORDS, _RECORD = 8, 8
+_COUNT, _X, _X_STRIDE, _TOKENS, _SETS, _SCRATCH, _SCRATCH_NBYTES, _THREADS = range(1, 9)
+_RECORDS, _RECORD = 9, 8
 _FIRST, _VERB, _DATA, _NBYTES, _N, _SHARE, _Y, _BIAS = range(8)
 
 
@@ -141,24 +141,33 @@ def _finish_some(target, sums, bias, r, n):
 
 
 def _stream(arguments, item, slot):
-    """Item: a run of groups, its halves side by side, for a few tokens."""
-    record = _record(arguments, item)
-    share, rows = field(record, _SHARE), field(record, _N)
-    first = (item - field(record, _FIRST)) * share
-    verb, data, nbytes = field(record, _VERB), field(record, _DATA), field(record, _NBYTES)
+    """Item: some pairs of groups, for a few tokens.
+
+    Items go round the threads' parts of the matrix, so that each thread reads on where its last
+    item ended, and a part is read in two places at once, its halves.
+    """
+    record, threads = _record(arguments, item), field(arguments, _THREADS)
+    share, groups = field(record, _SHARE), (field(record, _N) + LANES - 1) // LANES
+    round, part = divmod(item - field(record, _FIRST), threads)
+    begin, end = part * groups // threads, (part + 1) * groups // threads
+    half = (end - begin + 1) // 2
+    for group in range(begin + round * share, begin + min((round + 1) * share, half)):
+        # a middle group is its own partner
+        _stream_pair(arguments, record, group, half if group + half < end else 0, slot)
+
+
+@kernel
+def _stream_pair(arguments, record, group, apart, slot):
+    """A group and the one `apart` groups further on."""
+    verb, nbytes = field(record, _VERB), field(record, _NBYTES)
     sums = field(arguments, _SCRATCH) + slot * field(arguments, _SCRATCH_NBYTES)
     x, stride = field(arguments, _X), field(arguments, _X_STRIDE)
-    columns = field(arguments, _SETS) * SET
-    n = min(share, (rows + LANES - 1) // LANES - first)
-    half = (n + 1) // 2
-    apart = n - half  # of an odd number, one is in both halves
-    for group in range(first, first + half):
-        tokens = field(arguments, _TOKENS)
-        source = data + group * nbytes
-        for t in range(tokens):
-            call(verb, (source, apart * nbytes, x + t * stride, columns, sums + 128 * t))
-        _finish(record, sums, 128, tokens, group)
-        _finish(record, sums + 64, 128, tokens, group + apart)
+    source, columns = field(record, _DATA) + group * nbytes, field(arguments, _SETS) * SET
+    tokens = field(arguments, _TOKENS)
+    for t in range(tokens):
+        call(verb, (source, apart * nbytes, x + t * stride, columns, sums + 128 * t))
+    _finish(record, sums, 128, tokens, group)
+    _finish(record, sums + 64, 128, tokens, group + apart)
 
 
 @kernel
@@ -300,23 +309,27 @@ class Products:
             blocks = -(-tokens // _ROWS)
             scratch = 2 * (1024 if tiles else 2048) * PANEL_SETS + 4096 * blocks
         memory = self.pool.take((self.team.threads, scratch), np.uint8)
-        # long runs keep the memory's prefetching going
-        share = -(-sum(len(w.data) for w, _, _ in parts) // (SHARES * self.team.threads))
+        share = -(-sum(len(w.data) for w, _, _ in parts) // (2 * SHARES * self.team.threads))
         items, records = 0, []
         for w, bias, y in parts:
             nbytes = w.data.shape[1]
-            # even: two groups are multiplied at once
-            share = max(2, min(share + 1, ITEM_NBYTES // nbytes) & -2) if few else 2
+            pairs = max(1, min(share, ITEM_NBYTES // (2 * nbytes)))
             group_verb = w.verbs.dot if few else w.verbs.pairs if tiles else w.verbs.floats
             records += (
-                items, group_verb.address, w.data.ctypes.data, nbytes, w.rows, share,
+                items, group_verb.address, w.data.ctypes.data, nbytes, w.rows, pairs,
                 y.ctypes.data, 0 if bias is None else bias.ctypes.data,
             )  # fmt: skip
-            items += -(-len(w.data) // share)
+            items += self._rounds(len(w.data), pairs) if few else -(-len(w.data) // 2)
         program.add(
             verb, items, len(parts), prepared.ctypes.data, stride, tokens, sets,
-            memory.ctypes.data, scratch, *records,
+            memory.ctypes.data, scratch, self.team.threads, *records,
         )  # fmt: skip
+
+    def _rounds(self, groups: int, pairs: int) -> int:
+        """Items of so many pairs in all threads' parts."""
+        threads = self.team.threads
+        half = -(-(-(-groups // threads)) // 2)
+        return -(-half // pairs) * threads
 
     def _prepare(
         self, program: Program, form: Verb, x: np.ndarray, sets: int, few: bool
