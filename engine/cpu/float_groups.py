@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from engine.checkpoint import Tensor
-from engine.cpu.groups import GroupVerbs
+from engine.cpu.groups import AHEAD, GroupVerbs, fetch
 from engine.cpu.jit import Verb, inlined
 from engine.cpu.layouts import LANES, SET
 from engine.cpu.memory import Arena
@@ -60,11 +60,16 @@ def _pair(group, k, i, kind):
 
 
 def _verbs(kind: int) -> GroupVerbs:
+    nbytes = 128 if kind == 0 else 64  # of two columns
+
     def dot(group, apart, x, columns, out):
         even, odd = zeros(f32x16), zeros(f32x16)
         other_even, other_odd = zeros(f32x16), zeros(f32x16)
         for k in range(columns // SET):
             for i in range(16):
+                ahead = group + nbytes * (16 * k + i) + AHEAD
+                for line in range(0, nbytes, 64):
+                    fetch(ahead + line, ahead + apart + line)
                 a, b = _pair(group, k, i, kind)
                 c, d = _pair(group + apart, k, i, kind)
                 address = x + 4 * (SET * k + i)

@@ -42,16 +42,16 @@ from engine.cpu.simd import (
 )
 from engine.cpu.vmath import halves
 
-_AHEAD = 2048  # bytes of each group at least: what memory delivers while it takes to answer
+AHEAD = 2048  # bytes of each group at least: what memory delivers while it takes to answer
 
 
 def _ahead(unit: int) -> int:
     """Whole units, so that every line of codes is asked for once."""
-    return -(-_AHEAD // unit) * unit
+    return -(-AHEAD // unit) * unit
 
 
 @inlined
-def _fetch(group, other):
+def fetch(group, other):
     prefetch_first(group)
     prefetch_first(other)
 
@@ -69,7 +69,7 @@ def _sum_steps(codes, other, ahead, planes, first, count, bits):
     for step in range(first, first + count):
         if step * bits % 8 < bits:  # the first step in its line
             line = 64 * (step * bits // 8) + ahead
-            _fetch(codes + line, other + line)
+            fetch(codes + line, other + line)
         a, b = four_bytes(planes + 4 * step), four_bytes(planes + SET + 4 * step)
         u = bitcast(u8x64, step_codes(codes, step, bits))
         v = bitcast(u8x64, step_codes(other, step, bits))
@@ -112,7 +112,7 @@ def _block_dot(layout: Layout) -> Verb:
         a, b = zeros(f32x16), zeros(f32x16)
         low_a, low_b = zeros(f32x16), zeros(f32x16)
         for k in range(columns // SET):
-            _fetch(group + at_scales + ahead, other + at_scales + ahead)
+            fetch(group + at_scales + ahead, other + at_scales + ahead)
             p, q = _sum_steps(group, other, ahead, x + 64 * k, 0, 8, bits)
             step, sum_x = _splat_at(steps + 4 * k), _splat_at(sums + 4 * k)
             a = fma(_product(p, step, sum_x, zero), halves(group + at_scales), a)
@@ -147,7 +147,7 @@ def _super_dot(layout: Layout) -> Verb:
             in_low_a, in_low_b = zeros(f32x16), zeros(f32x16)
             for k in range(8):
                 metadata = at_scales + share * k + ahead
-                _fetch(group + metadata, other + metadata)
+                fetch(group + metadata, other + metadata)
                 step, line = _splat_at(steps), 64 * bits * k
                 for part in range(parts):
                     first = count * part
