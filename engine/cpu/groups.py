@@ -23,9 +23,11 @@ from engine.cpu.activations import steps_of
 from engine.cpu.amx import pair_bf16
 from engine.cpu.dot import dot_bytes, four_bytes
 from engine.cpu.jit import Verb, inlined
-from engine.cpu.layouts import LANES, LAYOUTS, SET, Layout
+from engine.cpu.layouts import LANES, LAYOUTS, LEVELS, SET, Layout
+from engine.cpu.lookup import look_up_64
 from engine.cpu.planes import step_codes
 from engine.cpu.simd import (
+    address_of,
     bitcast,
     convert,
     f32x16,
@@ -38,9 +40,12 @@ from engine.cpu.simd import (
     splat,
     store,
     u8x64,
+    u32x16,
     zeros,
 )
 from engine.cpu.vmath import halves
+
+_LEVELS = np.tile(LEVELS, 4)
 
 AHEAD = 2048  # bytes of each group at least: what memory delivers while it takes to answer
 
@@ -57,7 +62,17 @@ def fetch(group, other):
 
 
 @inlined
-def _sum_steps(codes, other, ahead, planes, first, count, bits):
+def _codes(line, step, bits, levels):
+    """A step of codes, or of the levels at their places, as u32x16."""
+    word = step_codes(line, step, bits)
+    if levels:
+        table = load(u8x64, address_of(_LEVELS))
+        word = bitcast(u32x16, look_up_64(table, bitcast(u8x64, word)))
+    return word
+
+
+@inlined
+def _sum_steps(codes, other, ahead, planes, first, count, bits, levels):
     """Two i32x16: steps first..first+count of two sets of codes with the bytes at `planes`, 4 per
     step and plane.
 
@@ -71,8 +86,8 @@ def _sum_steps(codes, other, ahead, planes, first, count, bits):
             line = 64 * (step * bits // 8) + ahead
             fetch(codes + line, other + line)
         a, b = four_bytes(planes + 4 * step), four_bytes(planes + SET + 4 * step)
-        u = bitcast(u8x64, step_codes(codes, step, bits))
-        v = bitcast(u8x64, step_codes(other, step, bits))
+        u = bitcast(u8x64, _codes(codes, step, bits, levels))
+        v = bitcast(u8x64, _codes(other, step, bits, levels))
         high, low = dot_bytes(high, u, a), dot_bytes(low, u, b)
         other_high, other_low = dot_bytes(other_high, v, a), dot_bytes(other_low, v, b)
     return (high << 8) + low, (other_high << 8) + other_low
@@ -103,6 +118,7 @@ def _offsets(layout: Layout) -> tuple[int, ...]:
 def _block_dot(layout: Layout) -> Verb:
     """Types whose sets have an f16 scale each."""
     bits, zero, minima = layout.bits, np.float32(-layout.zero), layout.minima
+    levels = layout.levels
     at_scales, at_minima, _, _, unit = _offsets(layout)
     ahead = _ahead(unit)
 
@@ -113,7 +129,7 @@ def _block_dot(layout: Layout) -> Verb:
         low_a, low_b = zeros(f32x16), zeros(f32x16)
         for k in range(columns // SET):
             fetch(group + at_scales + ahead, other + at_scales + ahead)
-            p, q = _sum_steps(group, other, ahead, x + 64 * k, 0, 8, bits)
+            p, q = _sum_steps(group, other, ahead, x + 64 * k, 0, 8, bits, levels)
             step, sum_x = _splat_at(steps + 4 * k), _splat_at(sums + 4 * k)
             a = fma(_product(p, step, sum_x, zero), halves(group + at_scales), a)
             b = fma(_product(q, step, sum_x, zero), halves(other + at_scales), b)
@@ -131,7 +147,7 @@ def _block_dot(layout: Layout) -> Verb:
 def _super_dot(layout: Layout) -> Verb:
     """Types with int8 scales under an f16 per 256 columns."""
     bits, zero, minima = layout.bits, np.float32(-layout.zero), layout.minima
-    parts = SET // layout.sub  # scales per set
+    levels, parts = layout.levels, SET // layout.sub  # scales per set
     count = 8 // parts
     at_scales, at_minima, at_d, at_dmin, unit = _offsets(layout)
     ahead, share = _ahead(unit), (unit - at_scales) // 8
@@ -148,10 +164,11 @@ def _super_dot(layout: Layout) -> Verb:
             for k in range(8):
                 metadata = at_scales + share * k + ahead
                 fetch(group + metadata, other + metadata)
-                step, line = _splat_at(steps), 64 * bits * k
+                step = _splat_at(steps)
+                codes, others = group + 64 * bits * k, other + 64 * bits * k
                 for part in range(parts):
                     first = count * part
-                    p, q = _sum_steps(group + line, other + line, ahead, x, first, count, bits)
+                    p, q = _sum_steps(codes, others, ahead, x, first, count, bits, levels)
                     sum_x, at = _splat_at(sums), LANES * (parts * k + part)
                     scale, other_scale = group + at_scales + at, other + at_scales + at
                     in_a = fma(_product(p, step, sum_x, zero), _bytes(scale), in_a)
@@ -183,13 +200,13 @@ def _scale(scales, d, i, is_super):
 
 
 @inlined
-def _codes(word, c):
+def _byte(word, c):
     """Byte c of every lane as float32."""
     return convert(f32x16, bitcast(i32x16, (word >> (8 * c)) & 255))
 
 
 def _panel(layout: Layout, paired: bool) -> Verb:
-    bits, zero = layout.bits, np.float32(-layout.zero)
+    bits, zero, levels = layout.bits, np.float32(-layout.zero), layout.levels
     minima, is_super = layout.minima, layout.super
     at_scales, at_minima, at_d, at_dmin, unit = _offsets(layout)
     parts, sets = SET // layout.sub, layout.block // SET
@@ -208,10 +225,10 @@ def _panel(layout: Layout, paired: bool) -> Verb:
             if minima:
                 o, p = _scale(lows, dmin, i, is_super), _scale(lows, dmin, j, is_super)
             for step in range(4):
-                u = step_codes(codes, 8 * (k % sets) + step, bits)
-                v = step_codes(codes, 8 * (k % sets) + step + 4, bits)
+                u = _codes(codes, 8 * (k % sets) + step, bits, levels)
+                v = _codes(codes, 8 * (k % sets) + step + 4, bits, levels)
                 for c in range(4):
-                    a, b = fma(_codes(u, c), s, o), fma(_codes(v, c), t, p)
+                    a, b = fma(_byte(u, c), s, o), fma(_byte(v, c), t, p)
                     row = target + 64 * (4 * step + c)
                     if paired:
                         store(row, pair_bf16(a, b))

@@ -20,14 +20,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from engine.kv.formats import iq4_nl
+
 LANES = 16  # rows of a group
 SET = 32  # columns of a set
+LEVELS = (iq4_nl.LEVELS + 128).astype(np.uint8)  # ggml's kvalues_iq4nl, around 128
 
 
 @dataclass(frozen=True)
 class Layout:
     """`bits` per code; `zero` is subtracted from it; `sub` columns share a scale; `block` columns
-    are `block_nbytes` bytes of the file; `minima`: the type has them."""
+    are `block_nbytes` bytes of the file; `minima`: the type has them; `levels`: codes are places
+    in `LEVELS`, and the code meant above is found there."""
 
     bits: int
     zero: int
@@ -35,6 +41,7 @@ class Layout:
     block_nbytes: int
     sub: int = 32
     minima: bool = False
+    levels: bool = False
 
     @property
     def super(self) -> bool:
@@ -63,11 +70,11 @@ LAYOUTS = {
     "Q4_1": Layout(4, 0, 32, 20, minima=True),
     "Q5_0": Layout(5, 16, 32, 22),
     "Q5_1": Layout(5, 0, 32, 24, minima=True),
-    "IQ4_NL": Layout(8, 128, 32, 18),
+    "IQ4_NL": Layout(4, 128, 32, 18, levels=True),
     "Q2_K": Layout(2, 0, 256, 84, sub=16, minima=True),
     "Q3_K": Layout(3, 4, 256, 110, sub=16),
     "Q4_K": Layout(4, 0, 256, 144, minima=True),
     "Q5_K": Layout(5, 0, 256, 176, minima=True),
     "Q6_K": Layout(6, 32, 256, 210, sub=16),
-    "IQ4_XS": Layout(8, 128, 256, 136),
+    "IQ4_XS": Layout(4, 128, 256, 136, levels=True),
 }

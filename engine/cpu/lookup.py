@@ -7,8 +7,8 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils
 
-from engine.cpu.host import AVX512
-from engine.cpu.simd import f32x16, intrinsic, u8x32, u32x16
+from engine.cpu.host import AVX512, VNNI
+from engine.cpu.simd import f32x16, intrinsic, u8x32, u8x64, u32x16
 
 _I32 = ir.IntType(32)
 
@@ -21,8 +21,8 @@ def _permute(builder: Any, table: Any, indices: Any) -> Any:
 
 
 def _permute_bytes(builder: Any, table: Any, indices: Any) -> Any:
-    kind = ir.FunctionType(u8x32.llvm, [u8x32.llvm] * 2)
-    name = "llvm.x86.avx2.pshuf.b"
+    kind = ir.FunctionType(table.type, [table.type] * 2)
+    name = f"llvm.x86.{'avx2.pshuf.b' if table.type.count == 32 else 'avx512.pshuf.b.512'}"
     function = cgutils.get_or_insert_function(builder.module, kind, name)
     return builder.call(function, [table, indices])
 
@@ -53,3 +53,7 @@ look_up = _look_up(f32x16, u32x16, _permute) if AVX512 else look_up_portable
 look_up_bytes_portable = _look_up(u8x32, u8x32, _portable)
 look_up_bytes = _look_up(u8x32, u8x32, _permute_bytes) if AVX512 else look_up_bytes_portable
 """The same for bytes; the upper half of the table repeats the lower one."""
+
+look_up_64_portable = _look_up(u8x64, u8x64, _portable)
+look_up_64 = _look_up(u8x64, u8x64, _permute_bytes) if VNNI else look_up_64_portable
+"""The same for 64 bytes; the table is the same 16 four times."""

@@ -328,7 +328,7 @@ class Products:
     def _rounds(self, groups: int, pairs: int) -> int:
         """Items of so many pairs in all threads' parts."""
         threads = self.team.threads
-        half = -(-(-(-groups // threads)) // 2)
+        half = -(-groups // (2 * threads))
         return -(-half // pairs) * threads
 
     def _prepare(

@@ -26,7 +26,6 @@ from engine.cpu.simd import (
     u8x32,
     u32x16,
 )
-from engine.kv.formats.iq4_nl import LEVELS
 
 
 @inlined
@@ -79,20 +78,9 @@ def q5_1(block, codes, scales, minima, d, dmin):
     _fives(block + 8, load_u32(block + 4), codes)
 
 
-_LEVELS = (LEVELS + 128).astype(np.uint8)  # ggml's kvalues_iq4nl as codes around 128
-
-
-@inlined
-def _level_codes(packed, codes):
-    for j in range(16):
-        pair = load_u8(packed + j)
-        store_u8(codes + j, _LEVELS[pair & 15])
-        store_u8(codes + 16 + j, _LEVELS[pair >> 4])
-
-
 def iq4_nl(block, codes, scales, minima, d, dmin):
     store_u16(scales, load_u16(block))
-    _level_codes(block + 2, codes)
+    _halves(block + 2, codes)
 
 
 def iq4_xs(block, codes, scales, minima, d, dmin):
@@ -102,7 +90,7 @@ def iq4_xs(block, codes, scales, minima, d, dmin):
     for b in range(8):
         low = np.int64(load_u8(block + 4 + b // 2)) >> (4 * (b % 2))
         store_u8(scales + 16 * b, ((low & 15) | (((high >> (2 * b)) & 3) << 4)) - 32)
-        _level_codes(block + 8 + 16 * b, codes + 32 * b)
+        _halves(block + 8 + 16 * b, codes + 32 * b)
 
 
 @inlined

@@ -22,11 +22,13 @@ from engine.cpu.kv_floats import (
 )
 from engine.cpu.lookup import (
     look_up,
+    look_up_64,
+    look_up_64_portable,
     look_up_bytes,
     look_up_bytes_portable,
     look_up_portable,
 )
-from engine.cpu.simd import address_of, bitcast, f32x16, load, store, u8x32, u16x32, u32x16
+from engine.cpu.simd import address_of, bitcast, f32x16, load, store, u8x32, u8x64, u16x32, u32x16
 
 RNG = np.random.default_rng(4)
 
@@ -63,11 +65,31 @@ def _look_up_bytes_portable(table, indices, out):
     store(address_of(out), found)
 
 
-@pytest.mark.parametrize("body", [_look_up_bytes, _look_up_bytes_portable])
-def test_bytes_are_looked_up_lane_by_lane(body) -> None:
-    table, indices = RNG.integers(0, 256, 16, np.uint8), RNG.integers(0, 16, 32, np.uint8)
-    out = np.zeros(32, np.uint8)
-    body(np.tile(table, 2), indices, out)
+@kernel
+def _look_up_64(table, indices, out):
+    found = look_up_64(load(u8x64, address_of(table)), load(u8x64, address_of(indices)))
+    store(address_of(out), found)
+
+
+@kernel
+def _look_up_64_portable(table, indices, out):
+    found = look_up_64_portable(load(u8x64, address_of(table)), load(u8x64, address_of(indices)))
+    store(address_of(out), found)
+
+
+@pytest.mark.parametrize(
+    ("body", "n"),
+    [
+        (_look_up_bytes, 32),
+        (_look_up_bytes_portable, 32),
+        (_look_up_64, 64),
+        (_look_up_64_portable, 64),
+    ],
+)
+def test_bytes_are_looked_up_lane_by_lane(body, n: int) -> None:
+    table, indices = RNG.integers(0, 256, 16, np.uint8), RNG.integers(0, 16, n, np.uint8)
+    out = np.zeros(n, np.uint8)
+    body(np.tile(table, n // 16), indices, out)
     np.testing.assert_array_equal(out, table[indices])
 
 

@@ -14,7 +14,7 @@ from engine.bits import unpack_steps
 from engine.checkpoint import Tensor
 from engine.cpu import CpuOps
 from engine.cpu.host import AMX
-from engine.cpu.layouts import LAYOUTS, Layout
+from engine.cpu.layouts import LAYOUTS, LEVELS, Layout
 from engine.cpu.matrix import FEW, Products, matrix
 from engine.cpu.memory import Arena, Pool
 from engine.cpu.packing import pack
@@ -133,7 +133,8 @@ def test_packing_keeps_every_code_and_scale(kind: str, columns: int) -> None:
     tensor = random_tensor(kind, 21, columns, seed=3)
     parts = unpacked(pack(tensor, Team(2), Arena()), LAYOUTS[kind], columns)
     layout = LAYOUTS[kind]
-    codes = parts["codes"].astype(np.float64) - layout.zero
+    codes = LEVELS[parts["codes"]] if layout.levels else parts["codes"]
+    codes = codes.astype(np.float64) - layout.zero
     scales, minima = parts["scales"].astype(np.float64), parts["minima"].astype(np.float64)
     if layout.super:
         wide = 256 // layout.sub
