@@ -47,12 +47,7 @@ from engine.cpu.vmath import halves
 
 _LEVELS = np.tile(LEVELS, 4)
 
-AHEAD = 2048  # bytes of each group at least: what memory delivers while it takes to answer
-
-
-def _ahead(unit: int) -> int:
-    """Whole units, so that every line of codes is asked for once."""
-    return -(-AHEAD // unit) * unit
+AHEAD = 3072  # bytes of each group: what memory delivers while it takes to answer
 
 
 @inlined
@@ -120,7 +115,7 @@ def _block_dot(layout: Layout) -> Verb:
     bits, zero, minima = layout.bits, np.float32(-layout.zero), layout.minima
     levels = layout.levels
     at_scales, at_minima, _, _, unit = _offsets(layout)
-    ahead = _ahead(unit)
+    ahead = -(-AHEAD // unit) * unit  # whole units: every line of codes is asked for once
 
     def dot(group, apart, x, columns, out):
         steps, sums, _ = steps_of(x, columns)
@@ -150,7 +145,7 @@ def _super_dot(layout: Layout) -> Verb:
     levels, parts = layout.levels, SET // layout.sub  # scales per set
     count = 8 // parts
     at_scales, at_minima, at_d, at_dmin, unit = _offsets(layout)
-    ahead, share = _ahead(unit), (unit - at_scales) // 8
+    share = (unit - at_scales) // 8  # of a unit's metadata, for each of its sets
 
     def dot(group, apart, x, columns, out):
         steps, sums, half_sums = steps_of(x, columns)
@@ -162,13 +157,13 @@ def _super_dot(layout: Layout) -> Verb:
             in_a, in_b = zeros(f32x16), zeros(f32x16)
             in_low_a, in_low_b = zeros(f32x16), zeros(f32x16)
             for k in range(8):
-                metadata = at_scales + share * k + ahead
+                metadata = at_scales + share * k + unit
                 fetch(group + metadata, other + metadata)
                 step = _splat_at(steps)
                 codes, others = group + 64 * bits * k, other + 64 * bits * k
                 for part in range(parts):
                     first = count * part
-                    p, q = _sum_steps(codes, others, ahead, x, first, count, bits, levels)
+                    p, q = _sum_steps(codes, others, unit, x, first, count, bits, levels)
                     sum_x, at = _splat_at(sums), LANES * (parts * k + part)
                     scale, other_scale = group + at_scales + at, other + at_scales + at
                     in_a = fma(_product(p, step, sum_x, zero), _bytes(scale), in_a)
