@@ -62,18 +62,6 @@ def atomic_add(typing_context, address, value):
 
 
 @intrinsic
-def atomic_swap_if(typing_context, address, expected, value):
-    """Write `value` if the int64 at `address` is `expected`; returns whether it was."""
-
-    def emit(context, builder, signature, args):
-        word = _word(builder, args[0])
-        pair = builder.cmpxchg(word, args[1], args[2], "seq_cst", "seq_cst")
-        return builder.extract_value(pair, 1)
-
-    return types.boolean(types.int64, types.int64, types.int64), emit
-
-
-@intrinsic
 def pause(typing_context):
     """Tell the core that this is a waiting loop."""
 
