@@ -270,11 +270,11 @@ class Failing:
         return self.inner(*args)
 
 
-# calls while the next 50 tokens go through: 2 layers in llama, 6 in gemma3, more where pages end
+# calls while the next 68 tokens go through: 2 layers in llama, 6 in gemma3, a page ends with them
 INTERRUPTIONS = [
-    ("append", 1),
-    ("append", 2),
-    ("attend", 2),
+    ("_append", 1),
+    ("_append", 4),
+    ("_attend", 2),
     ("seal", 2),
     ("linear", 3),
     ("glu", 1),
@@ -294,13 +294,13 @@ def test_an_interrupted_extend_leaves_a_session_that_goes_on(
     stopped.extend(PROMPT[:60])
     failing = Failing(ops, op, call)
     with pytest.raises(KeyboardInterrupt):
-        stopped.extend(PROMPT[60:110])
+        stopped.extend(PROMPT[60:128])
     assert failing.calls == call
     assert stopped.tokens == PROMPT[: len(stopped.tokens)]
     sides = [side for layer in stopped.cache.layers for side in (layer.k, layer.v)]
     assert {side.n for side in sides} == {len(stopped.tokens)}
-    logits = stopped.extend(PROMPT[len(stopped.tokens) : 110])
-    assert error(logits, session(name, kind).extend(PROMPT[:110])) < TOLERANCE
+    logits = stopped.extend(PROMPT[len(stopped.tokens) : 128])
+    assert error(logits, session(name, kind).extend(PROMPT[:128])) < TOLERANCE
 
 
 class SpoiledOps(CpuOps):

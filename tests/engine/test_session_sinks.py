@@ -37,9 +37,9 @@ def test_going_back_into_and_behind_the_sinks(kind: str, name: str) -> None:
         assert error(logits, session(name, kind, sink=4).extend(tokens)) < TOLERANCE
     session_.extend(session_.rewind(PROMPT[:100]))
     session_.truncate(2)
-    for token in PROMPT[len(session_.tokens) : 70]:
+    for token in PROMPT[len(session_.tokens) : 66]:  # with page 2, packed at 68, codes may flip
         logits = session_.extend([token])
-    assert error(logits, session(name, kind, sink=4).extend(PROMPT[:70])) < TOLERANCE
+    assert error(logits, session(name, kind, sink=4).extend(PROMPT[:66])) < TOLERANCE
 
 
 @pytest.mark.parametrize("sink", [-1, 33])

@@ -96,7 +96,7 @@ def test_a_broken_quantizer_is_seen(model: Model, monkeypatch: pytest.MonkeyPatc
         return page
 
     monkeypatch.setattr(kind, "encode", swapped)
-    monkeypatch.setattr("engine.cpu.has_verb", lambda kind: False)  # let it be the one that packs
+    monkeypatch.setattr("engine.cpu.packable", lambda kind: False)  # let it be the one that packs
     broken = measured(model, settings, ("f16", "f16"))
     assert (broken.kld[:31] == sound.kld[:31]).all()  # before the first page is packed
     assert np.abs(broken.kld[33:] - sound.kld[33:]).min() > 0
