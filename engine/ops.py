@@ -38,6 +38,10 @@ class KeyBias:
     table: Array
     layout: str
 
+    def of(self, tokens: slice) -> KeyBias:
+        """The same for some of the tokens."""
+        return replace(self, queries=self.queries[tokens])
+
 
 class Ops(ABC):
     """One device."""
@@ -169,8 +173,7 @@ class Ops(ABC):
         parts, tokens = [], k.shape[0]
         for cut in layer.segments(tokens):
             self.append(layer, k[cut], v[cut])
-            lacking = None if bias is None else replace(bias, queries=bias.queries[cut])
-            parts.append(self.attend(q[cut], layer, scale, softcap, lacking))
+            parts.append(self.attend(q[cut], layer, scale, softcap, bias and bias.of(cut)))
             if cut.stop < tokens:
                 self.seal(layer)
         return self.concatenate(parts)

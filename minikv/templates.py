@@ -136,7 +136,9 @@ def _raise_exception(message: str) -> NoReturn:
 class _Generation(Extension):
     """`{% generation %}` marks the model's own words for training; here they are words like any."""
 
-    tags = {"generation"}  # noqa: RUF012  declared so by jinja2
+    def __init__(self, environment: jinja2.Environment) -> None:
+        super().__init__(environment)
+        self.tags = {"generation"}
 
     def parse(self, parser: Parser) -> Scope:
         line = next(parser.stream).lineno

@@ -16,4 +16,6 @@ def extra(module: str) -> Any:
         package = module.partition(".")[0]
         if error.name != package:
             raise
-        raise InputError(f"{package} is not installed: pip install 'minikv[tools]'") from None
+        raise InputError(
+            f"{package} is not installed: in minikv's folder, pip install -e '.[tools]'"
+        ) from None

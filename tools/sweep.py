@@ -49,7 +49,9 @@ class Grid:
         alone = self.policies and not (self.ctk or self.ctv)
         for what, names in (("key types", self.ctk), ("value types", self.ctv)):
             if not (names or alone):
-                raise InputError(f"no {what}: the grid has no cells")
+                raise InputError(
+                    f"no {what}: the grid has no cells; give --ctk and --ctv, or --kv-policy"
+                )
         if not self.metrics:
             raise InputError(f"no metrics: choose from {', '.join(METRICS)}")
         for name in self.metrics:

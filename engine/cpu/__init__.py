@@ -7,7 +7,6 @@ a token is recorded once and then repeated.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -260,35 +259,19 @@ class CpuOps(Ops):
     ) -> np.ndarray:
         tokens, sinks = k.shape[0], layer.k.type.sink - layer.n
         if 0 < sinks < tokens:
-            parts = []
-            for cut in (slice(0, sinks), slice(sinks, tokens)):
-                lacking = None if bias is None else replace(bias, queries=bias.queries[cut])
-                parts.append(self.extend(layer, q[cut], k[cut], v[cut], scale, softcap, lacking))
+            parts = [
+                self.extend(layer, q[i], k[i], v[i], scale, softcap, bias and bias.of(i))
+                for i in (slice(0, sinks), slice(sinks, tokens))
+            ]
             return self.concatenate(parts)
         sides = layer.k, layer.v
-        if sinks > 0 or layer.share is not None or not all(packable(s.type) for s in sides):
+        whole = sinks <= 0 and layer.share is None and all(packable(side.type) for side in sides)
+        cuts = layer.cuts(tokens) if whole else []
+        if len(cuts) < 2:
             return super().extend(layer, q, k, v, scale, softcap, bias)
-        cuts = layer.cuts(tokens)
-        if len(cuts) == 1:
-            return super().extend(layer, q, k, v, scale, softcap, bias)
-        return self._extend(layer, q, k, v, scale, softcap, bias, cuts)
-
-    def _extend(
-        self,
-        layer: LayerCache,
-        q: np.ndarray,
-        k: np.ndarray,
-        v: np.ndarray,
-        scale: float,
-        softcap: float,
-        bias: KeyBias | None,
-        cuts: Sequence[slice],
-    ) -> np.ndarray:
-        """Every cut of the chunk at once: its pages are open for their own queries and packed for
-        those behind."""
-        recording, tokens, first = self._recording, k.shape[0], len(layer.k.pages)
+        # every cut at once: its pages are open for their own queries and packed for those behind
+        recording, first = self._recording, len(layer.k.pages)
         where = recording.program, recording.pool
-        sides = layer.k, layer.v
         stages = [Stage(*where, side, tokens) for side in sides]
         for side, x, stage in zip(sides, (k, v), stages, strict=True):
             self._append(layer, side, x, stage.table)

@@ -18,12 +18,15 @@ from typing import Any
 
 import llvmlite
 import numba
+import numpy as np
 from numba.core.registry import cpu_target
 
 from engine.config import cache_dir
+from engine.cpu import host
 
 _UNUSED = 30 * 86400  # seconds after which the kernels of other sources are deleted
 _DIGEST_NBYTES = 32
+_PLAIN = (bool, int, float, str, np.generic)  # their repr says all of them
 
 
 class KernelCache:
@@ -66,20 +69,26 @@ def own_folder() -> Path:
 def name_of(body: Callable[..., None]) -> str:
     """Tells a verb from all others: its function, its file, and what it closes over."""
     cells = [cell.cell_contents for cell in body.__closure__ or ()]
-    unknown = [value for value in cells if callable(value)]
+    unknown = [value for value in cells if not _is_plain(value)]
     if unknown:
         raise TypeError(f"{body.__qualname__} closes over {unknown[0]!r}, no plain value")
     code = body.__code__
     digest = hashlib.sha256(repr((cells, body.__defaults__)).encode())
     if Path(code.co_filename).parent != Path(__file__).parent:  # not part of the folder's key
         digest.update(Path(code.co_filename).read_bytes())
-    return f"{body.__module__}.{body.__qualname__}.{digest.hexdigest()[:16]}"
+    qualname = body.__qualname__.replace(".<locals>", "")  # not every file system has < and >
+    return f"{body.__module__}.{qualname}.{digest.hexdigest()[:16]}"
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(map(_is_plain, value)))
 
 
 def _key() -> str:
-    """Of all kernel sources, what compiles them, and the processor they are compiled for."""
+    """Of all kernel sources, what compiles them, and the processor they are compiled for, whose
+    tile registers the system may withhold."""
     target: Any = cpu_target.target_context
-    about = numba.__version__, llvmlite.__version__, *target.codegen().magic_tuple()
+    about = numba.__version__, llvmlite.__version__, *target.codegen().magic_tuple(), host.AMX
     digest = hashlib.sha256(repr(about).encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())

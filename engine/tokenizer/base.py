@@ -12,15 +12,14 @@ from engine.errors import InputError
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # tokenizer.ggml.token_type
 
 # Control tokens with one of these names end a turn or a document, whatever else the file says.
-_END_NAMES = frozenset(
-    """
+_NAMES = """
     </s> <eos> <EOT> _<EOT> [EOT] [EOS] <turn|> <end_of_turn> <end_of_utterance> <|eot_id|>
     <|eom_id|> <|im_end|> <|end|> <|return|> <|call|> <|endoftext|> <|end_of_text|>
     <\uff5cend\u2581of\u2581sentence\uff5c>
     <|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD]
     <|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame> <|file_sep|>
-    """.split()  # noqa: SIM905  as literals, one a line, they would fill the page
-)
+"""
+_END_NAMES = frozenset(_NAMES.split())
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import sqlite3
+from pathlib import Path
 
 import pytest
 
@@ -22,12 +23,7 @@ FIELDS = (
     "fit_min_ctx,n_prompt,n_gen,n_depth,test_time,avg_ns,stddev_ns,avg_ts,stddev_ts"
 )
 # and what `llama-bench -o md` printed of one run
-TABLE = """\
-| model                          |       size |     params | backend    | threads |            test |                  t/s |
-| ------------------------------ | ---------: | ---------: | ---------- | ------: | --------------: | -------------------: |
-| llama 256M Q4_1                |  92.10 MiB |   134.52 M | CPU        |       2 |            pp16 |        816.67 ± 0.00 |
-| llama 256M Q4_1                |  92.10 MiB |   134.52 M | CPU        |       2 |   pp8+tg4 @ d32 |     450.00 ± 212.13 |
-"""  # noqa: E501  as it is printed
+TABLE = Path(__file__).with_name("llama_bench.md").read_text(encoding="utf-8")
 MODEL = Description("/models/it's.gguf", "llama 256M Q4_1", 96576768, 134515008)
 BIG = Description("/models/big.gguf", "qwen2 1.5B Q4_K - Medium", 1111370240, 1777088000)
 

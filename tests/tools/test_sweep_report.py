@@ -201,7 +201,8 @@ def test_a_missing_library_is_named_with_the_way_out(
                 raise ModuleNotFoundError(f"No module named {library!r}", name=library)
 
     monkeypatch.setattr(sys, "meta_path", [Absent, *sys.meta_path])
-    with pytest.raises(InputError, match=rf"{library} is not installed: pip install 'minikv\[too"):
+    way_out = rf"{library} is not installed: in minikv's folder, pip install -e '.\[tools\]'"
+    with pytest.raises(InputError, match=way_out):
         Report(results).write(tmp_path / "out")
 
 
