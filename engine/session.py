@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -110,17 +109,23 @@ class Session:
     def extend(self, tokens: Sequence[int]) -> np.ndarray:
         """Append `tokens` and return the logits float32 [n_vocab] that follow the last one."""
         if len(tokens) == 1:
-            self._check(tokens)
-            with self._undone_on_error():
-                logits = self.decoder.step(tokens[0], self.cache)
-                self.tokens.append(tokens[0])
-            return logits
+            return self._step(tokens[0])
         last = None
         for _, hidden in self._forward(tokens):
             last = hidden[-1:]
         if last is None:
             raise InputError("no tokens: the model needs at least one to continue from")
         return self._logits(last)[0]
+
+    def _step(self, token: int) -> np.ndarray:
+        self._check((token,))
+        try:
+            logits = self.decoder.step(token, self.cache)
+            self.tokens.append(token)
+        except BaseException:
+            self._undo()
+            raise
+        return logits
 
     def rewind(self, tokens: Sequence[int]) -> Sequence[int]:
         """Keep what the cache holds of the sequence `tokens`; returns the rest, to be extended by.
@@ -159,30 +164,28 @@ class Session:
         self._check(tokens)
         for start in range(0, len(tokens), CHUNK):
             chunk = tokens[start : start + CHUNK]
-            with self._undone_on_error():
+            try:
                 hidden = self.decoder.forward(np.asarray(chunk, np.int32), self.cache)
                 self.tokens.extend(chunk)
+            except BaseException:
+                self._undo()
+                raise
             yield start, hidden
 
     def _check(self, tokens: Sequence[int]) -> None:
         vocab = self.decoder.spec.n_vocab
-        outside = next((t for t in tokens if not 0 <= t < vocab), None)
-        if outside is not None:
-            raise InputError(f"token id {outside} is outside the vocabulary, 0 to {vocab - 1}")
+        for token in tokens:
+            if not 0 <= token < vocab:
+                raise InputError(f"token id {token} is outside the vocabulary, 0 to {vocab - 1}")
         self.cache.check_room(len(tokens))
 
     def _logits(self, hidden: Array) -> np.ndarray:
         return self.decoder.ops.to_host(self.decoder.logits(hidden))
 
-    @contextmanager
-    def _undone_on_error(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            # some layers may have taken the chunk and others not: all go back to before it
-            self.decoder.ops.discard()
-            self.truncate(len(self.tokens))
-            raise
+    def _undo(self) -> None:
+        """Go back after an error: some layers may have taken the chunk and others not."""
+        self.decoder.ops.discard()
+        self.truncate(len(self.tokens))
 
 
 def _cache_type(kind: str | CacheType, side: Side, sink: int) -> CacheType:

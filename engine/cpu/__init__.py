@@ -6,7 +6,9 @@ a token is recorded once and then repeated.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,12 +17,12 @@ from engine.config import available_cores, cores_of_their_own
 from engine.cpu import elementwise, likelihood
 from engine.cpu.attention import attend
 from engine.cpu.hadamard import hadamard
-from engine.cpu.kv_encode import ENCODERS, NONE_BAD, append
+from engine.cpu.kv_encode import ENCODERS, NEXT, NONE_BAD, append
 from engine.cpu.kv_queries import note_queries
 from engine.cpu.kv_seal import pack_pages, packable, place, repack_page
 from engine.cpu.kv_stage import Chunk, Stage
 from engine.cpu.kv_verbs import supported
-from engine.cpu.layouts import LAYOUTS
+from engine.cpu.layouts import LANES, LAYOUTS
 from engine.cpu.matrix import Matrix, Products, matrix
 from engine.cpu.memory import Arena, Pool, pooled
 from engine.cpu.rows import Table, rows
@@ -38,14 +40,20 @@ class _Recording:
 
     def __init__(self, pool: Pool) -> None:
         self.pool, self.program = pool, Program()
-        self.checks: list[tuple[np.ndarray, int, SideCache]] = []
+        self.bad = np.array([NONE_BAD], np.int64)  # what of `stored` could not be, and where
+        self.stored: list[tuple[int, SideCache]] = []
 
-    def run(self, team: Team, table: np.ndarray) -> None:
-        team.run(table)
-        for bad, layer, side in self.checks:
-            if bad[0] != NONE_BAD:
-                position, bad[0] = int(bad[0]), NONE_BAD
-                raise not_finite(layer, side, position)
+    def run(self, team: Team) -> None:
+        table = self.program.table()
+        self.run_at(team, table.ctypes.data, len(table))
+
+    def run_at(self, team: Team, table: int, entries: int) -> None:
+        team.run_at(table, entries)
+        bad = self.bad.item()
+        if bad != NONE_BAD:
+            number, position = divmod(bad, NEXT)
+            self.bad[0] = NONE_BAD
+            raise not_finite(*self.stored[number], position)
 
 
 class CpuOps(Ops):
@@ -96,12 +104,20 @@ class CpuOps(Ops):
             out = body()
         finally:
             self._recording = _Recording(self._pool)
-        table = recording.program.table()
+        table, target = recording.program.table(), recording.program.target(out)
+        address, entries, shape, size = table.ctypes.data, len(table), out.shape, out.size
+        recording.program.hold(table)
 
         def run() -> np.ndarray:
             self.finish()
-            recording.run(self._team, table)
-            return out.copy()
+            if target is None:
+                recording.run_at(self._team, address, entries)
+                return out.copy()
+            memory: Any = np.empty(size + LANES, np.float32)  # readable up to whole vectors
+            # `memory.ctypes` takes longer
+            target[0] = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+            recording.run_at(self._team, address, entries)
+            return memory[:size].reshape(shape)
 
         return run
 
@@ -112,7 +128,7 @@ class CpuOps(Ops):
         recording = self._recording
         if len(recording.program):
             self._recording = _Recording(self._pool)
-            recording.run(self._team, recording.program.table())
+            recording.run(self._team)
 
     @property
     def _program(self) -> Program:
@@ -215,8 +231,9 @@ class CpuOps(Ops):
     ) -> None:
         recording = self._recording
         self._hold(x)
-        bad = append(recording.program, recording.pool, self.threads, side, x, table)
-        recording.checks.append((bad, layer.index, side))
+        where = recording.program, recording.pool, self.threads
+        append(*where, side, x, recording.bad, len(recording.stored), table)
+        recording.stored.append((layer.index, side))
 
     def attend(
         self,

@@ -247,21 +247,21 @@ SHARE = 16  # tokens of an item
 def _append(arguments, item, slot):
     """Item: some tokens.  Fields: encoder, x, tokens, heads, D, page tokens, bytes of a page per
     head, of a row, page table, address of the first position, tokens behind it, channels with
-    padding, scratch of a row per thread, address of the limit, address of the first bad token,
-    tokens in front of the first page."""
+    padding, scratch of a row per thread, address of the limit, of the first bad token, what stands
+    for position 0 there, tokens in front of the first page."""
     heads, dim, size = field(arguments, 4), field(arguments, 5), field(arguments, 6)
     padded = field(arguments, 12)
     row = field(arguments, 13) + 4 * padded * slot
     limit, bad = load_f32(field(arguments, 14)), field(arguments, 15)
     start = load_i64(field(arguments, 10)) + field(arguments, 11)
     for t in range(item * SHARE, min(field(arguments, 3), (item + 1) * SHARE)):
-        paged = start + t - field(arguments, 16)
+        paged = start + t - field(arguments, 17)
         page = load_i64(field(arguments, 9) + 8 * (paged // size))
         place = page + paged % size * field(arguments, 8)
         for h in range(heads):
             source = field(arguments, 2) + 4 * dim * (t * heads + h)
             if not _within(source, dim, limit):
-                store_i64(bad, min(load_i64(bad), start + t))
+                store_i64(bad, min(load_i64(bad), field(arguments, 16) + start + t))
             if padded != dim:
                 for d in range(dim):
                     store_f32(row + 4 * d, load_f32(source + 4 * d))
@@ -274,6 +274,7 @@ def _append(arguments, item, slot):
 
 _APPEND = Verb(_append)
 NONE_BAD = 1 << 62
+NEXT = 1 << 40  # more than there are positions
 
 
 def append(
@@ -282,12 +283,15 @@ def append(
     threads: int,
     side: SideCache,
     x: np.ndarray,
+    bad: np.ndarray,
+    number: int,
     open_table: int | None = None,
-) -> np.ndarray:
+) -> None:
     """Encode x [T, kv_heads, D] into the pages behind the tokens that the side already holds, whose
     addresses stand in its table or at `open_table`.
 
-    Returns int64 [1], NONE_BAD or, once run, the position of a token that cannot be stored.
+    If a token cannot be stored, `bad` int64 [1], first NONE_BAD, becomes `number` NEXT + the least
+    such token's position, unless it is less already.
     """
     kind, dim = side.type, side.head_dim
     # the tokens are all sinks or none is
@@ -301,13 +305,12 @@ def append(
     tokens, heads, _ = x.shape
     padded = -(-dim // stored.block) * stored.block
     scratch = pool.take((threads, padded))
-    limit, bad = np.array([most], np.float32), np.array([NONE_BAD], np.int64)
+    limit = np.array([most], np.float32)
     program.hold(limit, bad, side.table, side.count.position)
     program.add(
         _APPEND, -(-tokens // SHARE),
         ENCODERS[stored.name].address, x.ctypes.data, tokens, heads, dim, size,
         stored.page_nbytes(size, dim), stored.row_nbytes(dim),
         table, side.count.position.ctypes.data, side.count.pending, padded,
-        scratch.ctypes.data, limit.ctypes.data, bad.ctypes.data, before,
+        scratch.ctypes.data, limit.ctypes.data, bad.ctypes.data, number * NEXT, before,
     )  # fmt: skip
-    return bad

@@ -320,10 +320,12 @@ class Products:
                 y.ctypes.data, 0 if bias is None else bias.ctypes.data,
             )  # fmt: skip
             items += self._rounds(len(w.data), pairs) if few else -(-len(w.data) // 2)
-        program.add(
+        arguments = program.add(
             verb, items, len(parts), prepared.ctypes.data, stride, tokens, sets,
             memory.ctypes.data, scratch, self.team.threads, *records,
         )  # fmt: skip
+        if len(parts) == 1:
+            program.writes(parts[0][2], arguments[_RECORDS + _Y : _RECORDS + _Y + 1])
 
     def _rounds(self, groups: int, pairs: int) -> int:
         """Items of so many pairs in all threads' parts."""

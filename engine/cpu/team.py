@@ -151,13 +151,17 @@ class Program:
     def __init__(self) -> None:
         self._words: list[int] = []
         self._keep: list[Any] = []
+        self._written: np.ndarray | None = None
+        self._target: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self._words) // 2
 
-    def add(self, verb: Verb, items: int, *fields: int) -> None:
+    def add(self, verb: Verb, items: int, *fields: int) -> np.ndarray:
         """Append verb(arguments, item, slot) for items 0..items, arguments (items, *fields)."""
-        self.append(verb, self.block(items, *fields))
+        arguments = self.block(items, *fields)
+        self.append(verb, arguments)
+        return arguments
 
     def block(self, items: int, *fields: int) -> np.ndarray:
         """The argument block int64 (items, *fields) of an entry to be appended: earlier entries may
@@ -170,10 +174,20 @@ class Program:
 
     def append(self, verb: Verb, arguments: np.ndarray) -> None:
         self._words += (verb.address, arguments.ctypes.data)
+        self._written = self._target = None
+
+    def writes(self, array: np.ndarray, target: np.ndarray) -> None:
+        """Note of the last entry what `target` tells."""
+        self._written, self._target = array, target
 
     def hold(self, *owners: Any) -> None:
         """Let the objects whose memory the entries use live as long as the program."""
         self._keep.extend(owners)
+
+    def target(self, array: np.ndarray) -> np.ndarray | None:
+        """Where the last entry's arguments say that it writes `array`, int64 [1], if `array` is all
+        that it writes there: who changes the word between two runs puts the array elsewhere."""
+        return self._target if self._written is array else None
 
     def table(self) -> np.ndarray:
         """The entries as int64 [entries, 2] of addresses."""
@@ -205,8 +219,16 @@ class Team:
         An item's `slot` is below `threads` and no two items run in one slot at a time: it names a
         thread's share of scratch memory.  Safe to call from any thread; calls wait for each other.
         """
-        with self._lock, _bound_to(self._cores[:1]):
-            _RUN.function(self._control, table.ctypes.data, len(table))
+        self.run_at(table.ctypes.data, len(table))
+
+    def run_at(self, table: int, entries: int) -> None:
+        """The same for the table of so many entries at the address `table`."""
+        with self._lock:
+            if self._cores:
+                with _bound_to(self._cores[:1]):
+                    _RUN.function(self._control, table, entries)
+            else:
+                _RUN.function(self._control, table, entries)
 
 
 def _run_thread(memory: np.ndarray, control: int, slot: int, cores: tuple[int, ...]) -> None:

@@ -121,6 +121,9 @@ class KVCache:
         self.capacity = n_ctx if capacity is None else capacity
         self._sinks = [layer.k.type.sink for layer in layers if layer.k.type.sink]
         self.recorded: dict[Any, Any] = {}
+        own = {id(layer.count.position): layer.count.position for layer in layers}
+        self._positions = list(own.values())  # one, if the layers share theirs
+        self._change = 0  # tokens with which more than their number changes, 0 if unknown
 
     @property
     def n(self) -> int:
@@ -134,8 +137,21 @@ class KVCache:
 
     def open_pages(self, tokens: int) -> None:
         """Make the pages that take the next tokens."""
+        if self.n + tokens < self._change:
+            return
         for layer in self.layers:
             layer.open_pages(tokens)
+
+    def count_one(self) -> bool:
+        """Count one token if nothing else is to be done: every layer has appended it to pages that
+        it does not fill, and has no tokens pending.  Whether that was so."""
+        count = self.layers[0].count
+        n = count.n + 1
+        if count.pending or n >= self._change:
+            return False
+        for position in self._positions:
+            position[0] = n
+        return True
 
     def advance(self, tokens: int) -> None:
         """Count the chunk's tokens, which every layer has appended, among those held."""
@@ -143,6 +159,7 @@ class KVCache:
         for layer in self.layers:
             layer.count.settle(n)
             layer.evict(n - tokens)
+        self._change = min(s.next_change() for layer in self.layers for s in (layer.k, layer.v))
 
     @property
     def nbytes(self) -> int:
@@ -155,6 +172,7 @@ class KVCache:
         Page formats fall back to a page boundary, and a sliding window that has lost the tokens
         before the cut falls back to nothing.
         """
+        self._change = 0
         sides = [side for layer in self.layers for side in (layer.k, layer.v)]
         n = min([n, *(layer.n for layer in self.layers)])
         while (kept := min((side.boundary(n) for side in sides), default=n)) < n:
@@ -171,14 +189,16 @@ class KVCache:
 
     def check_room(self, tokens: int) -> None:
         """Raise InputError if `tokens` more do not fit."""
-        if self.n + tokens > self.n_ctx:
+        n = self.n
+        if n + tokens <= self.capacity:
+            return
+        if n + tokens > self.n_ctx:
             raise InputError(
-                f"context full: {self.n} tokens cached and {tokens} more exceed the context of "
+                f"context full: {n} tokens cached and {tokens} more exceed the context of "
                 f"{self.n_ctx}; raise -c or shorten the prompt"
             )
-        if self.n + tokens > self.capacity:
-            raise InputError(
-                f"KV budget full: {self.n} tokens cached and {tokens} more exceed the "
-                f"{self.capacity} that fit {self.budget} bytes; raise --kv-budget, choose smaller "
-                "types or shorten the prompt"
-            )
+        raise InputError(
+            f"KV budget full: {n} tokens cached and {tokens} more exceed the "
+            f"{self.capacity} that fit {self.budget} bytes; raise --kv-budget, choose smaller "
+            "types or shorten the prompt"
+        )

@@ -30,7 +30,7 @@ class Count:
 
     @property
     def n(self) -> int:
-        return int(self.position[0]) + self.pending
+        return self.position.item() + self.pending
 
     def settle(self, n: int) -> None:
         """Let there be n tokens, none of them pending."""
@@ -181,6 +181,13 @@ class SideCache:
             nbytes = self.type.sink_format.page_nbytes(self.type.sink, self.head_dim)
             self._sink = aligned((self.kv_heads, nbytes))
             self.sink_table[0] = self._sink.ctypes.data
+
+    def next_change(self) -> int:
+        """The least number of tokens, none that are held left out, with which a page begins, is to
+        be packed or lets others be evicted."""
+        kind, n = self.type, self.n
+        starts = 0, kind.sink, kind.sink + kind.recent
+        return min(n + (start - n) % kind.page_tokens for start in starts)
 
     def open_page(self, index: int) -> np.ndarray:
         """Page `index`, which is not sealed."""

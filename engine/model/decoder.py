@@ -120,7 +120,8 @@ class Decoder:
         ids, run = cache.recorded[recorded]
         ids[0] = token
         logits = run()[0]
-        self._advance(cache, 1)
+        if not cache.count_one():
+            self._advance(cache, 1)
         return logits
 
     def _layers(self, ids: np.ndarray, cache: KVCache) -> Array:

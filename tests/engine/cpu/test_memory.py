@@ -7,8 +7,12 @@ import mmap
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from engine.checkpoint import Tensor
+from engine.cpu import CpuOps
 from engine.cpu.memory import Arena, Pool, forget, pooled
+from engine.ops import Ops, Weight
 
 
 def test_a_block_serves_again_only_when_nothing_holds_it() -> None:
@@ -50,3 +54,26 @@ def test_advice_about_a_mapped_file_changes_none_of_its_bytes(tmp_path: Path) ->
     forget(part)
     np.testing.assert_array_equal(part, content[5000:90000])
     forget(content)  # not a mapping
+
+
+@pytest.mark.parametrize("cap", [0.0, 5.0])
+def test_results_of_a_recording_are_the_callers(cap: float) -> None:
+    ops: Ops = CpuOps(2)
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((77, 40)).astype(np.float32)
+    matrix: Weight = ops.upload(Tensor("m", "F32", values.shape, values.view(np.uint8)))
+    x = np.zeros((1, 40), np.float32)
+
+    def body() -> np.ndarray:
+        y = ops.linear(matrix, x)
+        if cap:
+            ops.softcap_(y, cap)
+        return y
+
+    run, held, wanted = ops.recorded(body), [], []
+    for _ in range(5):
+        x[:] = rng.standard_normal(x.shape)
+        held.append(run())
+        wanted.append(held[-1].copy())
+    np.testing.assert_array_equal(held, wanted)
+    assert len({bytes(y) for y in wanted}) == 5

@@ -291,3 +291,39 @@ def test_an_interrupted_append_can_be_undone(
     append(fresh, x)
     np.testing.assert_array_equal(layer.k.decode(0), fresh.k.decode(0))
     np.testing.assert_array_equal(layer.v.decode(0), fresh.v.decode(0))
+
+
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize(("recent", "sink"), [(0, 0), (20, 0), (0, 5), (20, 5)])
+@pytest.mark.parametrize("name", ["bf16", "q4_0", "int3nsep:32"])
+def test_counting_a_token_leaves_out_nothing_that_is_due(
+    name: str, recent: int, sink: int, window: int | None
+) -> None:
+    def new_cache() -> KVCache:
+        kind = CacheType.of(kv_format(name), sink, recent=recent)
+        return KVCache(
+            [LayerCache((kind, kind), HEADS, DIM, 512, w, 0) for w in (None, window)], 512
+        )
+
+    def settle(cache: KVCache) -> None:
+        cache.advance(1)
+        for layer in cache.layers:
+            if layer.full():
+                layer.seal()
+
+    quick, slow, counted = new_cache(), new_cache(), 0
+    for _ in range(300):
+        quick.open_pages(1)
+        if quick.count_one():
+            counted += 1
+        else:
+            settle(quick)
+        for layer in slow.layers:
+            layer.open_pages(1)
+        settle(slow)
+        for mine, other in zip(quick.layers, slow.layers, strict=True):
+            for a, b in ((mine.k, other.k), (mine.v, other.v)):
+                assert a.n == b.n
+                assert [page is None for page in a.pages] == [page is None for page in b.pages]
+                np.testing.assert_array_equal(a.sink_table != 0, b.sink_table != 0)
+    assert counted > 200
