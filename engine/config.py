@@ -54,6 +54,14 @@ def cores_of_their_own(threads: int) -> tuple[int, ...]:
     return tuple(sorted(os.sched_getaffinity(0))[:threads])
 
 
+def target_processor() -> tuple[str | None, str | None]:
+    """The name and the features of the processor to compile for, None for this one's: what Numba
+    calls NUMBA_CPU_NAME and NUMBA_CPU_FEATURES."""
+    name = os.environ.get("NUMBA_CPU_NAME")
+    plain = "" if name == "generic" else None
+    return name, os.environ.get("NUMBA_CPU_FEATURES", plain)
+
+
 def child_environment(**changes: str) -> dict[str, str]:
     """This process's environment with `changes`, for a child process."""
     return os.environ | changes

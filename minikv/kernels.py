@@ -7,17 +7,13 @@ from collections.abc import Callable
 
 def announce_compilation(say: Callable[[], None]) -> None:
     """Call `say` once if this process has to compile a kernel: not when the disk cache has it."""
-    from numba.core import event
+    from engine.cpu.jit import on_compilation
 
-    class Listener(event.Listener):
-        def on_start(self, event) -> None:
-            nonlocal said
-            if not said:
-                said = True
-                say()
-
-        def on_end(self, event) -> None:
-            pass
+    def tell() -> None:
+        nonlocal said
+        if not said:
+            said = True
+            say()
 
     said = False
-    event.register("numba:compile", Listener())
+    on_compilation(tell)

@@ -15,14 +15,12 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
 
+from engine.cpu.deferred import cgutils, intrinsic, types
 from engine.cpu.host import AMX
 from engine.cpu.jit import inlined
 from engine.cpu.simd import (
     bitcast,
-    intrinsic,
     pointer,
     store,
     store_u8,

@@ -7,10 +7,9 @@ import sys
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
 
-from engine.cpu.simd import intrinsic, pointer
+from engine.cpu.deferred import cgutils, intrinsic, types
+from engine.cpu.simd import pointer
 
 _WORD = ir.IntType(64)
 _FUTEX_CALL = {"x86_64": 202, "aarch64": 98, "riscv64": 98}.get(platform.machine())

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
 
+from engine.cpu.deferred import cgutils, intrinsic, types
 from engine.cpu.host import VNNI
 from engine.cpu.jit import kernel
 from engine.cpu.simd import (
@@ -15,7 +14,6 @@ from engine.cpu.simd import (
     broadcast,
     i8x64,
     i32x16,
-    intrinsic,
     load_i32,
     pointer,
     splat,
@@ -81,7 +79,7 @@ def add_dots(typing_context, sums, codes, planes, stride, rows):
 @intrinsic(prefer_literal=True)
 def zero_dots(typing_context, rows):
     """A tuple of `rows` (a constant) i32x16 zeros."""
-    kind = types.UniTuple(i32x16, rows.literal_value)
+    kind = types.UniTuple(i32x16.numba_type, rows.literal_value)
 
     def emit(context, builder, signature, args):
         return context.make_tuple(builder, kind, [ir.Constant(i32x16.llvm, None)] * kind.count)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
 
+from engine.cpu.deferred import cgutils, intrinsic, types
 from engine.cpu.host import AVX512
 from engine.cpu.jit import inlined
-from engine.cpu.simd import Vector, f32x16, i32x16, intrinsic, pointer, zeros
+from engine.cpu.simd import Vector, f32x16, i32x16, pointer, zeros
 
 _I32, _POINTER = ir.IntType(32), ir.PointerType()
 _FLAGS = ir.VectorType(ir.IntType(1), 16)

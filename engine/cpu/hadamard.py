@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
+from engine.cpu.deferred import intrinsic
 from engine.cpu.jit import Verb, field, inlined
 from engine.cpu.simd import (
     convert,
     f32x16,
     fma,
-    intrinsic,
     iota,
     load,
     load_f32,

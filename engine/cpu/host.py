@@ -5,22 +5,30 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
-from typing import Any
 
 from llvmlite import binding
-from numba.core.registry import cpu_target
 
+from engine.config import target_processor
 from engine.errors import InputError
 
 _ARCH_PRCTL = 158  # x86-64's system call number
 _REQUEST_PERMISSION, _TILE_DATA = 0x1023, 18
 
 
+def _processor() -> tuple[str, str]:
+    """Name and features as LLVM writes them."""
+    name, features = target_processor()
+    if features is None:
+        features = binding.get_host_cpu_features().flatten()
+    return name or binding.get_host_cpu_name(), features
+
+
+CPU, FEATURES = _processor()
+"""What Numba is told to compile for."""
+
+
 def _has(*features: str) -> bool:
-    """Whether Numba compiles for a processor with these: NUMBA_CPU_FEATURES may ask for less."""
-    target: Any = cpu_target.target_context
-    _, _, found = target.codegen().magic_tuple()
-    return {f"+{feature}" for feature in features} <= set(found.split(","))
+    return {f"+{feature}" for feature in features} <= set(FEATURES.split(","))
 
 
 def _tiles_permitted() -> bool:

@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
-import numba
-from llvmlite import binding, ir
-from numba import types
+from llvmlite import ir
 
+from engine.cpu.deferred import OPTIONS, Kernel, compiler, intrinsic, types
 from engine.cpu.kernel_cache import KernelCache, name_of, own_folder
-from engine.cpu.simd import intrinsic, load_i64
+from engine.cpu.linking import linked
+from engine.cpu.simd import load_i64
 
 _CACHE = KernelCache(own_folder())
-_ENGINES: list[binding.ExecutionEngine] = []
+_LISTENERS: list[Callable[[], None]] = []
 
-# Numba's runtime has it and is far slower to set up; only errors, which no kernel raises, call it.
-binding.add_symbol("NRT_Free", ctypes.cast(ctypes.pythonapi.PyMem_Free, ctypes.c_void_p).value)
-
-_OPTIONS: dict[str, Any] = {
-    "boundscheck": False,
-    "error_model": "numpy",
-}
-
-kernel: Any = numba.njit(**_OPTIONS)
-inlined: Any = numba.njit(**_OPTIONS, forceinline=True)
+kernel: Any = Kernel
+inlined: Any = partial(Kernel, forceinline=True)
 """A kernel for inner loops: its constant arguments become constants of the caller's code."""
+
+
+def on_compilation(listener: Callable[[], None]) -> None:
+    """Call `listener` before each verb that has to be compiled: not when the disk cache has it."""
+    _LISTENERS.append(listener)
 
 
 class Verb:
@@ -48,7 +45,7 @@ class Verb:
             found = self._compiled()
             _CACHE.write(name, found)
         symbol, _, code = found.partition(b"\n")
-        return _linked(code).get_function_address(symbol.decode())
+        return linked(code, symbol.decode())
 
     @cached_property
     def function(self) -> Callable[..., None]:
@@ -61,21 +58,12 @@ class Verb:
 
     def _compiled(self) -> bytes:
         """The symbol to call, a line break, object code."""
+        for listener in _LISTENERS:
+            listener()
         signature = f"void({', '.join(['int64'] * self._arity)})"
-        compiled: Any = numba.cfunc(signature, **_OPTIONS)(self.body)
+        compiled: Any = compiler().cfunc(signature, **OPTIONS)(self.body)
         _, _, (code, _) = compiled._library.serialize_using_object_code()
         return compiled.native_name.encode() + b"\n" + code
-
-
-def _linked(code: bytes) -> binding.ExecutionEngine:
-    """An engine of LLVM that holds object code for as long as the process lives."""
-    target = binding.Target.from_default_triple().create_target_machine(jit=True)
-    # one for each verb: functions that several call are in the code of each
-    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), target)
-    engine.add_object_file(binding.ObjectFileRef.from_data(code))
-    engine.finalize_object()
-    _ENGINES.append(engine)
-    return engine
 
 
 @intrinsic

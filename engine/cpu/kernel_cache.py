@@ -1,7 +1,7 @@
 """Compiled verbs on disk.
 
 Numba's own cache would do, but to read it Numba sets up all the types and functions it knows, which
-takes far longer than LLVM takes to link the code.
+takes far longer than LLVM takes to link the code; nothing here imports it.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import llvmlite
-import numba
 import numpy as np
-from numba.core.registry import cpu_target
+from llvmlite import binding
 
 from engine.config import cache_dir
 from engine.cpu import host
@@ -87,9 +86,15 @@ def _is_plain(value: object) -> bool:
 def _key() -> str:
     """Of all kernel sources, what compiles them, and the processor they are compiled for, whose
     tile registers the system may withhold."""
-    target: Any = cpu_target.target_context
-    about = numba.__version__, llvmlite.__version__, *target.codegen().magic_tuple(), host.AMX
-    digest = hashlib.sha256(repr(about).encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    processor = binding.get_process_triple(), host.CPU, host.FEATURES, host.AMX
+    digest = hashlib.sha256(repr((llvmlite.__version__, *processor)).encode())
+    for path in (_numba_version(), *sorted(Path(__file__).parent.glob("*.py"))):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _numba_version() -> Path:
+    """The file that says which Numba this is, found without importing it."""
+    found = find_spec("numba")
+    assert found is not None and found.origin is not None
+    return Path(found.origin).with_name("_version.py")

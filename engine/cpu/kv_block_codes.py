@@ -21,6 +21,7 @@ from functools import cache
 import numpy as np
 from llvmlite import ir
 
+from engine.cpu.deferred import intrinsic
 from engine.cpu.jit import Verb, inlined
 from engine.cpu.kv_bytes import interleave, turn
 from engine.cpu.kv_rows import WIDTHS
@@ -28,7 +29,6 @@ from engine.cpu.lookup import look_up_bytes
 from engine.cpu.simd import (
     address_of,
     bitcast,
-    intrinsic,
     iota,
     load,
     load_i64,

@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
 
+from engine.cpu.deferred import cgutils, intrinsic, types
 from engine.cpu.jit import Verb, field, inlined
 from engine.cpu.kv_block_codes import CHUNK
 from engine.cpu.kv_blocks import FEW_ROWS, MIX, ROW_NBYTES, call_many
@@ -36,7 +35,6 @@ from engine.cpu.simd import (
     fma,
     i8x16,
     i32x16,
-    intrinsic,
     load,
     load_i64,
     load_u32,

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import types
 
-from engine.cpu.simd import f32x16, intrinsic, pointer, u8x32
+from engine.cpu.deferred import intrinsic, types
+from engine.cpu.simd import f32x16, pointer, u8x32
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
 
+from engine.cpu.deferred import cgutils, intrinsic, types
 from engine.cpu.jit import inlined
-from engine.cpu.simd import f32x16, intrinsic, pointer, prefetch, u16x32, u32x16
+from engine.cpu.simd import f32x16, pointer, prefetch, u16x32, u32x16
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 
@@ -31,7 +30,7 @@ def larger_magnitude(typing_context, top, value):
 def zero_sums(typing_context, n):
     """A tuple of n (a constant) f32x16 zeros."""
     count = n.literal_value
-    kind = types.UniTuple(f32x16, count)
+    kind = types.UniTuple(f32x16.numba_type, count)
 
     def emit(context, builder, signature, args):
         zero = ir.Constant(f32x16.llvm, None)
@@ -93,7 +92,7 @@ add_scaled = _products(True)
 def load_sums(typing_context, address, stride, rows, breadth):
     """A tuple of f32x16 [rows, breadth] (constants) from rows `stride` bytes apart."""
     height, columns = rows.literal_value, breadth.literal_value
-    kind = types.UniTuple(f32x16, height * columns)
+    kind = types.UniTuple(f32x16.numba_type, height * columns)
 
     def emit(context, builder, signature, args):
         found = []

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils
 
+from engine.cpu.deferred import cgutils, intrinsic
 from engine.cpu.host import AVX512, VNNI
-from engine.cpu.simd import f32x16, intrinsic, u8x32, u8x64, u32x16
+from engine.cpu.simd import f32x16, u8x32, u8x64, u32x16
 
 _I32 = ir.IntType(32)
 

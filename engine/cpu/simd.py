@@ -1,7 +1,7 @@
 """SIMD vectors as ordinary Numba values.
 
-A `Vector` is a Numba type whose data model is an LLVM vector, so that plain Python in an `@njit`
-function becomes the instruction sequence one would write by hand: `load(f32x16, a) * splat(f32x16,
+A `Vector` is a Numba type whose data model is an LLVM vector, so that plain Python in a kernel
+becomes the instruction sequence one would write by hand: `load(f32x16, a) * splat(f32x16,
 s)` is one load, one broadcast and one multiplication.  Only generic LLVM operations are used; LLVM
 splits or widens the vectors for whatever the host has (AVX-512, AVX2, NEON), so kernels are
 portable.
@@ -16,12 +16,8 @@ import operator
 from typing import Any
 
 from llvmlite import ir
-from numba import extending, types
-from numba.core import cgutils
-from numba.extending import models, overload, register_model
 
-# what Numba makes of an intrinsic has another signature than the Python function it decorates
-intrinsic: Any = extending.intrinsic
+from engine.cpu.deferred import cgutils, intrinsic, types
 
 _LLVM: dict[str, Any] = {
     "i8": ir.IntType(8),
@@ -36,27 +32,32 @@ _LLVM: dict[str, Any] = {
     "f32": ir.FloatType(),
     "f64": ir.DoubleType(),
 }
-_SCALAR: dict[str, Any] = {
-    "i8": types.int8,
-    "u8": types.uint8,
-    "i16": types.int16,
-    "u16": types.uint16,
-    "i32": types.int32,
-    "u32": types.uint32,
-    "i64": types.int64,
-    "u64": types.uint64,
-    "f16": types.float32,  # Numba has no half scalar on CPU: loads widen, stores narrow
-    "f32": types.float32,
-    "f64": types.float64,
+_SCALAR = {
+    "i8": "int8",
+    "u8": "uint8",
+    "i16": "int16",
+    "u16": "uint16",
+    "i32": "int32",
+    "u32": "uint32",
+    "i64": "int64",
+    "u64": "uint64",
+    "f16": "float32",  # Numba has no half scalar on CPU: loads widen, stores narrow
+    "f32": "float32",
+    "f64": "float64",
 }
 
 
-class Vector(types.Type):
-    """`lanes` elements of one kind; signedness is part of the type, as in NumPy's dtypes."""
+def _scalar(element: str) -> Any:
+    """The type of one element on its own."""
+    return getattr(types, _SCALAR[element])
+
+
+class Vector:
+    """`lanes` elements of one kind; signedness is part of the type, as in NumPy's dtypes.  In
+    kernels it is the class of such values, in signatures of intrinsics their type."""
 
     def __init__(self, element: str, lanes: int) -> None:
         self.element, self.lanes = element, lanes
-        super().__init__(name=f"{element}x{lanes}")
 
     @property
     def is_float(self) -> bool:
@@ -70,11 +71,21 @@ class Vector(types.Type):
     def llvm(self) -> Any:
         return ir.VectorType(_LLVM[self.element], self.lanes)
 
+    @property
+    def numba_type(self) -> Any:
+        from engine.cpu.vector_type import VectorType
 
-@register_model(Vector)
-class _VectorModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, vector: Vector) -> None:
-        super().__init__(manager, vector, vector.llvm)
+        return VectorType(self.element, self.lanes)
+
+    @property
+    def _numba_type_(self) -> Any:
+        return types.TypeRef(self.numba_type)
+
+    def __call__(self, *args: Any) -> Any:
+        """The signature of a function that returns one."""
+        from numba.core.typing.templates import signature
+
+        return signature(self, *args)
 
 
 u8x16, i8x16 = Vector("u8", 16), Vector("i8", 16)
@@ -132,7 +143,7 @@ def _scalar_load(element: str) -> Any:
             value = builder.load(pointer(builder, args[0]), typ=_LLVM[element], align=1)
             return builder.fpext(value, ir.FloatType()) if element == "f16" else value
 
-        return _SCALAR[element](types.int64), emit
+        return _scalar(element)(types.int64), emit
 
     return scalar_load
 
@@ -150,7 +161,7 @@ def _scalar_store(element: str) -> Any:
             builder.store(stored, pointer(builder, args[0]), align=1)
             return context.get_dummy_value()
 
-        return types.void(types.int64, _SCALAR[element]), emit
+        return types.void(types.int64, _scalar(element)), emit
 
     return scalar_store
 
@@ -166,7 +177,7 @@ def splat(typing_context, kind, scalar):
     vector = kind.instance_type
 
     def emit(context, builder, signature, args):
-        value = context.cast(builder, args[1], signature.args[1], _SCALAR[vector.element])
+        value = context.cast(builder, args[1], signature.args[1], _scalar(vector.element))
         return broadcast(builder, vector, value)
 
     return vector(kind, scalar), emit
@@ -235,7 +246,7 @@ def _binary(signed_op: str, unsigned_op: str, float_op: str) -> Any:
         def emit(context, builder, signature, args):
             x, y = args
             if not isinstance(signature.args[1], Vector):
-                y = context.cast(builder, y, signature.args[1], _SCALAR[left.element])
+                y = context.cast(builder, y, signature.args[1], _scalar(left.element))
                 y = broadcast(builder, left, y)
             unsigned = left.element[0] == "u"
             op = float_op if left.is_float else unsigned_op if unsigned else signed_op
@@ -246,7 +257,7 @@ def _binary(signed_op: str, unsigned_op: str, float_op: str) -> Any:
     return binary
 
 
-_OPERATORS = {
+OPERATORS = {
     operator.add: _binary("add", "add", "fadd"),
     operator.sub: _binary("sub", "sub", "fsub"),
     operator.mul: _binary("mul", "mul", "fmul"),
@@ -257,18 +268,6 @@ _OPERATORS = {
     operator.lshift: _binary("shl", "shl", ""),
     operator.rshift: _binary("ashr", "lshr", ""),
 }
-
-
-def _overload_operator(symbol: Any, binary: Any) -> None:
-    @overload(symbol, inline="always")
-    def vector_operator(x, y):
-        if isinstance(x, Vector):
-            return lambda x, y: binary(x, y)
-        return None
-
-
-for _symbol, _binary_op in _OPERATORS.items():
-    _overload_operator(_symbol, _binary_op)
 
 
 def _llvm_call(name: str) -> Any:
@@ -342,7 +341,7 @@ def _reduction(combine: Any) -> Any:
                 )
             return builder.extract_element(rest, _I32(0))
 
-        return _SCALAR[value.element](value), emit
+        return _scalar(value.element)(value), emit
 
     return reduce
 

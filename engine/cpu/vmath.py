@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from engine.cpu.deferred import intrinsic
 from engine.cpu.jit import inlined, kernel
 from engine.cpu.simd import (
     bitcast,
@@ -12,7 +13,6 @@ from engine.cpu.simd import (
     f32x16,
     fma,
     i32x16,
-    intrinsic,
     load,
     maximum,
     minimum,
