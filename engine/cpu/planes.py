@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
+from llvmlite import ir
+
+from engine.cpu.deferred import intrinsic, types
 from engine.cpu.jit import inlined, kernel
-from engine.cpu.simd import load, load_u32, store, store_u32, u32x16, zeros
+from engine.cpu.simd import load, pointer, store, u32x16, zeros
 
 
 @inlined
@@ -56,9 +62,41 @@ def pack_set(steps, target, bits):
         _pack_plane(steps, target, bits, 1)
 
 
-@kernel
-def gather_steps(codes, stride, steps):
+def _shuffled(builder: Any, a: Any, b: Any, lanes: Iterable[int]) -> Any:
+    return builder.shuffle_vector(a, b, ir.Constant(u32x16.llvm, list(lanes)))
+
+
+def _zipped(builder: Any, rows: list[Any], n: int) -> list[Any]:
+    """Rows i and i + len / 2, taken in turn n lanes from each: from the lower n of every 2 n lanes,
+    then from the upper n."""
+    found, half = [], len(rows) // 2
+    for a, b in zip(rows[:half], rows[half:], strict=True):
+        for start in (0, n):
+            firsts = range(start, 16, 2 * n)
+            lanes = [side + first + i for first in firsts for side in (0, 16) for i in range(n)]
+            found.append(_shuffled(builder, a, b, lanes))
+    return found
+
+
+@intrinsic
+def gather_steps(typing_context, codes, stride, steps):
     """Codes of 16 lanes `stride` bytes apart, 32 bytes of each, as eight steps [8, 16 lanes, 4]."""
-    for lane in range(16):
-        for j in range(8):
-            store_u32(steps + 64 * j + 4 * lane, load_u32(codes + lane * stride + 4 * j))
+
+    def emit(context, builder, signature, args):
+        address, distance, target = args
+        word, half = ir.IntType(64), ir.VectorType(ir.IntType(32), 8)
+
+        def row(lane: int) -> Any:
+            at = builder.add(address, builder.mul(distance, word(lane)))
+            return builder.load(pointer(builder, at), typ=half, align=1)
+
+        # rows 0 and 8 in one register, 1 and 9 in the next: each half is turned by itself
+        rows = [_shuffled(builder, row(i), row(i + 8), range(16)) for i in range(8)]
+        for n in (4, 2, 1):
+            rows = _zipped(builder, rows, n)
+        for step, value in enumerate(rows):
+            at = builder.add(target, word(64 * step))
+            builder.store(value, pointer(builder, at), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), emit
