@@ -25,6 +25,7 @@ from engine.cpu.kv_verbs import supported
 from engine.cpu.layouts import LANES, LAYOUTS
 from engine.cpu.matrix import Matrix, Products, matrix
 from engine.cpu.memory import Arena, Pool, pooled
+from engine.cpu.packing import Packing
 from engine.cpu.rows import Table, rows
 from engine.cpu.team import Program, Team
 from engine.errors import InputError
@@ -72,7 +73,8 @@ class CpuOps(Ops):
             raise InputError(f"{threads} threads: this machine can run 1 to {cores}")
         self.threads = threads
         own = cores_of_their_own(threads) if pin else ()
-        self._team, self._arena, self._pool = Team(threads, own), Arena(), Pool()
+        self._team, self._pool = Team(threads, own), Pool()
+        self._packing = Packing(self._team, Arena())
         self._recording = _Recording(self._pool)
 
     def split(self, parts: int) -> list[Ops]:
@@ -81,11 +83,11 @@ class CpuOps(Ops):
 
     def upload(self, tensor: Tensor) -> Matrix | np.ndarray:
         if len(tensor.shape) == 2:
-            return matrix(tensor, self._team, self._arena)
+            return matrix(tensor, self._packing)
         return self.asarray(dequantize(tensor))
 
     def table(self, tensor: Tensor) -> Matrix | Table:
-        return Table(tensor) if tensor.type in LAYOUTS else matrix(tensor, self._team, self._arena)
+        return Table(tensor) if tensor.type in LAYOUTS else matrix(tensor, self._packing)
 
     def asarray(self, x: np.ndarray) -> np.ndarray:
         out = aligned_zeros(x.shape, x.dtype)
@@ -125,6 +127,7 @@ class CpuOps(Ops):
         self._recording = _Recording(self._pool)
 
     def finish(self) -> None:
+        self._packing.finish()
         recording = self._recording
         if len(recording.program):
             self._recording = _Recording(self._pool)

@@ -1,4 +1,5 @@
-"""What threads need to agree: atomic words, a pause, and sleep until a word changes."""
+"""What threads need of the system: atomic words, a pause, sleep until a word changes; and advice
+about memory."""
 
 from __future__ import annotations
 
@@ -111,3 +112,14 @@ def wake_all(typing_context, address):
         return context.get_dummy_value()
 
     return types.void(types.int64), emit
+
+
+@intrinsic
+def advise(typing_context, address, nbytes, advice):
+    """Tell the system how memory will be used, `advice` as `mmap.madvise` takes it."""
+
+    def emit(context, builder, signature, args):
+        _libc(builder, "madvise", list(args))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), emit

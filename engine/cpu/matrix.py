@@ -38,8 +38,8 @@ from engine.cpu.groups import GROUPS, GroupVerbs
 from engine.cpu.host import AMX
 from engine.cpu.jit import Verb, call, field, inlined, kernel
 from engine.cpu.layouts import LANES, LAYOUTS, SET
-from engine.cpu.memory import Arena, Pool, forget
-from engine.cpu.packing import pack
+from engine.cpu.memory import Pool
+from engine.cpu.packing import Packing
 from engine.cpu.simd import (
     f32x16,
     fma,
@@ -81,17 +81,16 @@ class Matrix:
         return self.type in LAYOUTS
 
 
-def matrix(tensor: Tensor, team: Team, arena: Arena) -> Matrix:
-    """The matrix of a tensor; types without kernels of ours are expanded to float32."""
+def matrix(tensor: Tensor, packing: Packing) -> Matrix:
+    """The matrix of a tensor, there once `packing` has finished; types without kernels of ours are
+    expanded to float32."""
     rows, columns = tensor.shape
     if tensor.type in LAYOUTS:
-        data = pack(tensor, team, arena)
-        forget(tensor.data)
-        return Matrix(tensor.type, rows, columns, data, GROUPS[tensor.type])
+        return Matrix(tensor.type, rows, columns, packing.add(tensor), GROUPS[tensor.type])
     if tensor.type not in FLOAT_GROUPS:
         values = dequantize(tensor).view(np.uint8)
         tensor = Tensor(tensor.name, "F32", tensor.shape, values)
-    data = pack_floats(tensor, arena)
+    data = pack_floats(tensor, packing.arena)
     return Matrix(tensor.type, rows, columns, data, FLOAT_GROUPS[tensor.type])
 
 

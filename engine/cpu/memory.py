@@ -82,13 +82,14 @@ def pooled(array: np.ndarray) -> bool:
     return isinstance(base, _Block)
 
 
-def forget(data: np.ndarray) -> None:
-    """Let the system drop the file's pages behind `data`, if it is a mapping: they were copied."""
+def file_pages(data: np.ndarray) -> tuple[int, int] | None:
+    """Address and bytes of the pages behind `data` that the system may drop, as it can read them
+    again: None where they are not a file's."""
     base: Any = data
     while base is not None and not isinstance(base, mmap.mmap):
         base = getattr(base, "base", None) if not isinstance(base, memoryview) else base.obj
     if base is None or not hasattr(mmap, "MADV_DONTNEED"):
-        return
-    start = data.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
+        return None
+    start, end = data.ctypes.data, data.ctypes.data + data.nbytes
     first = start // mmap.PAGESIZE * mmap.PAGESIZE
-    base.madvise(mmap.MADV_DONTNEED, first, start + data.nbytes - first)
+    return first, end - first

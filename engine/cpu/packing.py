@@ -1,21 +1,29 @@
-"""From a file's rows to groups of 16 lanes: lossless, by the team, a group per item."""
+"""From a file's rows to groups of 16 lanes: lossless, by the team, a group per item.
+
+Matrices wait until many can be packed in one call, during which Python is free for other work.
+The call gives the file's pages back as it goes: they never take the memory of more than a piece.
+"""
 
 from __future__ import annotations
 
+import mmap
 from itertools import accumulate
 
 import numpy as np
 
 from engine.checkpoint import Tensor
+from engine.cpu.atomics import advise
 from engine.cpu.jit import Verb, call, field, kernel
 from engine.cpu.layouts import LANES, LAYOUTS, SET
-from engine.cpu.memory import Arena, Pool
+from engine.cpu.memory import Arena, Pool, file_pages
 from engine.cpu.planes import gather_steps, pack_set
 from engine.cpu.simd import load_i32
 from engine.cpu.split import SPLITTERS
 from engine.cpu.team import Program, Team
 
 _LONGEST = 256  # columns of the largest block: the codes of 16 lanes wait in 4 KB
+_PIECE = 1 << 24  # bytes of a file whose pages are given back at a time
+_MOST_WAITING = 1 << 30  # a second's work: for so long Ctrl-C goes unheard
 _SCRATCH_SIZE = LANES * _LONGEST + 512  # and a set of steps
 
 
@@ -69,20 +77,47 @@ def _pack_row(arguments, item, slot):
     _pack_lanes(arguments, source, 1, target, slot)
 
 
-_PACK_GROUP, _PACK_ROW = Verb(_pack_group), Verb(_pack_row)
+def _drop(arguments, item, slot):
+    """Let the system drop a file's pages, which were copied.  Fields: address, bytes."""
+    advise(field(arguments, 1), field(arguments, 2), mmap.MADV_DONTNEED)
 
 
-def pack(tensor: Tensor, team: Team, arena: Arena) -> np.ndarray:
-    """uint8 [groups, group bytes] of a matrix whose type has a layout."""
-    rows, columns = tensor.shape
-    groups = -(-rows // LANES)
-    packed = arena.take((groups, LAYOUTS[tensor.type].group_nbytes(columns)))
-    source = np.ascontiguousarray(tensor.data)
-    scratch = np.zeros((team.threads, _SCRATCH_SIZE), np.uint8)
-    program = Program()
-    program.add(_PACK_GROUP, groups, *_fields(tensor, source, packed, scratch), 0)
-    team.run(program.table())
-    return packed
+_PACK_GROUP, _PACK_ROW, _DROP = Verb(_pack_group), Verb(_pack_row), Verb(_drop)
+
+
+class Packing:
+    """Matrices that wait to be packed by `team`, into memory of `arena`."""
+
+    def __init__(self, team: Team, arena: Arena) -> None:
+        self.arena, self._team = arena, team
+        self._scratch = np.zeros((team.threads, _SCRATCH_SIZE), np.uint8)
+        self._program, self._waiting = Program(), 0
+
+    def add(self, tensor: Tensor) -> np.ndarray:
+        """uint8 [groups, group bytes] of a matrix whose type has a layout: its contents by `finish`
+        at the latest."""
+        rows, columns = tensor.shape
+        groups = -(-rows // LANES)
+        packed = self.arena.take((groups, LAYOUTS[tensor.type].group_nbytes(columns)))
+        source = np.ascontiguousarray(tensor.data)
+        self._program.hold(source, packed)
+        nbytes = source.nbytes // rows * LANES
+        for first in range(0, groups, step := max(1, _PIECE // nbytes)):
+            part = source[first * LANES : (first + step) * LANES]
+            count = -(-len(part) // LANES)
+            fields = _fields(tensor, part, packed[first : first + count], self._scratch)
+            self._program.add(_PACK_GROUP, count, *fields, 0)
+            if pages := file_pages(part):
+                self._program.add(_DROP, 1, *pages)
+        self._waiting += source.nbytes
+        if self._waiting > _MOST_WAITING:
+            self.finish()
+        return packed
+
+    def finish(self) -> None:
+        if len(self._program):
+            program, self._program, self._waiting = self._program, Program(), 0
+            self._team.run(program.table())
 
 
 def pack_rows(
@@ -103,10 +138,11 @@ def pack_rows(
 def _fields(
     tensor: Tensor, source: np.ndarray, packed: np.ndarray, scratch: np.ndarray
 ) -> tuple[int, ...]:
-    layout, (rows, columns) = LAYOUTS[tensor.type], tensor.shape
+    """The fields of an entry for the rows `source` of a matrix."""
+    layout = LAYOUTS[tensor.type]
     return (
-        SPLITTERS[tensor.type].address, source.ctypes.data, source.nbytes // rows, rows, columns,
-        packed.ctypes.data, packed.shape[1], scratch.ctypes.data, scratch.shape[1],
+        SPLITTERS[tensor.type].address, source.ctypes.data, source.shape[1], len(source),
+        tensor.shape[1], packed.ctypes.data, packed.shape[1], scratch.ctypes.data, scratch.shape[1],
         layout.bits, layout.block, layout.block_nbytes, layout.unit_nbytes,
         *accumulate(layout.parts[:-1]), 1 if layout.super else 2,
     )  # fmt: skip

@@ -99,4 +99,6 @@ def bind(spec: ModelSpec, checkpoint: Checkpoint, ops: Ops) -> Weights:
     else:
         model["token_embd.weight"] = ops.table(embedding)
         model["output.weight"] = ops.upload(output)
-    return Weights(model, tuple(upload(layer) for layer in layers))
+    weights = Weights(model, tuple(upload(layer) for layer in layers))
+    ops.finish()
+    return weights

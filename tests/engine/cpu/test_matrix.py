@@ -17,7 +17,7 @@ from engine.cpu.host import AMX
 from engine.cpu.layouts import LAYOUTS, LEVELS, Layout
 from engine.cpu.matrix import FEW, Products, matrix
 from engine.cpu.memory import Arena, Pool
-from engine.cpu.packing import pack
+from engine.cpu.packing import Packing
 from engine.cpu.team import Program, Team
 from engine.errors import InputError
 
@@ -114,7 +114,9 @@ def test_products_are_those_of_float64(
     tensor, x = random_tensor(kind, rows, columns), CPU.asarray(normal(tokens, columns))
     weight = decoded(tensor).astype(np.float64)
     team, program = Team(2), Program()
-    bias, packed = normal(rows), matrix(tensor, team, Arena())
+    packing = Packing(team, Arena())
+    bias, packed = normal(rows), matrix(tensor, packing)
+    packing.finish()
     (y,) = Products(team, Pool(), tiles).add(program, [packed], x, [bias])
     team.run(program.table())
     few, floats = tokens <= FEW, kind in FLOATS
@@ -131,7 +133,10 @@ def test_products_are_those_of_float64(
 def test_packing_keeps_every_code_and_scale(kind: str, columns: int) -> None:
     # the values of codes and scales together are gguf's: neither can change without the other
     tensor = random_tensor(kind, 21, columns, seed=3)
-    parts = unpacked(pack(tensor, Team(2), Arena()), LAYOUTS[kind], columns)
+    packing = Packing(Team(2), Arena())
+    packed = packing.add(tensor)
+    packing.finish()
+    parts = unpacked(packed, LAYOUTS[kind], columns)
     layout = LAYOUTS[kind]
     codes = LEVELS[parts["codes"]] if layout.levels else parts["codes"]
     codes = codes.astype(np.float64) - layout.zero
