@@ -1,8 +1,11 @@
 """minikv: run language models from a terminal, or behind an HTTP server."""
 
-from importlib.metadata import PackageNotFoundError, version
 
-try:
-    __version__ = version("minikv")
-except PackageNotFoundError:  # run from a source folder that is not installed
-    __version__ = "unknown"
+def installed_version() -> str:
+    """The version of this package, "unknown" where this runs from a source folder."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("minikv")
+    except PackageNotFoundError:
+        return "unknown"

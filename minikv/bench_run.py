@@ -13,7 +13,7 @@ from engine.config import available_cores
 from engine.model.archs import spec_of
 from engine.model.load import Model, open_checkpoint
 from engine.ops import Ops
-from minikv import __version__
+from minikv import installed_version
 from minikv.kernels import announce_compilation
 from minikv.progress import TerminalProgress
 from minikv.run import note
@@ -40,7 +40,7 @@ def bench(
     checkpoints = [open_checkpoint(resolve(name, progress=TerminalProgress())) for name in names]
     for checkpoint in checkpoints:
         plan.check(spec_of(checkpoint).n_ctx_train)
-    machine = Machine(f"minikv-{__version__}", _cpu(), backend.upper())
+    machine = Machine(f"minikv-{installed_version()}", _cpu(), backend.upper())
     report = make_report(plan, machine.build)
     progress = _Progress(len(plan) * len(checkpoints) * len(teams))
     if progress.live and backend == "cpu":

@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from engine.errors import InputError
-from minikv import __version__
+from minikv import installed_version
 from minikv.bench import app as bench
 from minikv.doctor import app as doctor
 from minikv.kld import app as kld
@@ -112,7 +112,7 @@ def _minikv(
 ) -> None:
     """Run language models with a KV cache that is packed as tightly as you like."""
     if version:
-        print(f"minikv {__version__}")
+        print(f"minikv {installed_version()}")
     elif context.invoked_subcommand is None:
         print(context.get_help())
 

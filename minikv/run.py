@@ -20,7 +20,6 @@ from minikv.kernels import announce_compilation
 from minikv.progress import TerminalProgress
 from minikv.report import as_data, closing_line
 from minikv.sources import resolve
-from minikv.templates import encode_chat
 from minikv.text import nbytes_of, one_line, size
 
 # More than any context holds, so that an endless pipe is refused and not read for ever.
@@ -57,7 +56,7 @@ class ModelChoice:
         if self.budget is not None:
             for pair in dict.fromkeys(of_layers):
                 self.budget.types(*pair)
-        model = Model(checkpoint, ops)
+        model = Model(checkpoint, ops, reads_text=True)
         if sys.stderr.isatty() and self.backend == "cpu":
             announce_compilation(lambda: note("compiling kernels for this CPU, once"))
         pairs = policy.every()
@@ -165,6 +164,8 @@ def note(line: str) -> None:
 def _encode(tokenizer: Tokenizer, text: str, completes: bool, turn: list[Message]) -> list[int]:
     if completes:
         return tokenizer.encode(text, add_special=True, parse_special=True)
+    from minikv.templates import encode_chat  # with jinja2, which not every model needs
+
     return encode_chat(tokenizer, turn)
 
 

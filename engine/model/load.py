@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
+from engine.aside import Aside
 from engine.backends import new_ops
 from engine.checkpoint import Checkpoint
 from engine.errors import InputError
@@ -17,25 +18,36 @@ from engine.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_me
 
 
 class Model(Decoder):
-    """A decoder with, once asked for, its tokenizer."""
+    """A decoder with, once asked for, its tokenizer.
 
-    def __init__(self, checkpoint: Checkpoint, ops: Ops) -> None:
-        super().__init__(spec_of(checkpoint), checkpoint, ops)
+    With `reads_text` the tokenizer is made at once, while the weights are packed.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, ops: Ops, *, reads_text: bool = False) -> None:
+        spec = spec_of(checkpoint)
+        self._reading = Aside(lambda: _tokenizer(checkpoint, spec.n_vocab)) if reads_text else None
+        super().__init__(spec, checkpoint, ops)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Raises InputError if the model has none, or one that does not fit its vocabulary."""
-        path = self.checkpoint.path
-        if path.suffix == ".json":  # a folder's first file is its config.json
-            tokenizer = tokenizer_from_folder(path.parent)
-        else:
-            tokenizer = tokenizer_from_metadata(self.checkpoint.metadata)
-        if tokenizer.n_vocab > self.spec.n_vocab:
-            raise InputError(
-                f"{path}: the tokenizer has {tokenizer.n_vocab} tokens, "
-                f"the embedding matrix only {self.spec.n_vocab}"
-            )
-        return tokenizer
+        if self._reading is not None:
+            return self._reading.result()
+        return _tokenizer(self.checkpoint, self.spec.n_vocab)
+
+
+def _tokenizer(checkpoint: Checkpoint, n_vocab: int) -> Tokenizer:
+    path = checkpoint.path
+    if path.suffix == ".json":  # a folder's first file is its config.json
+        tokenizer = tokenizer_from_folder(path.parent)
+    else:
+        tokenizer = tokenizer_from_metadata(checkpoint.metadata)
+    if tokenizer.n_vocab > n_vocab:
+        raise InputError(
+            f"{path}: the tokenizer has {tokenizer.n_vocab} tokens, "
+            f"the embedding matrix only {n_vocab}"
+        )
+    return tokenizer
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:

@@ -1,4 +1,7 @@
-"""A tokenizer from a Hugging Face folder: tokenizer.json, or tokenizer.model alone."""
+"""A tokenizer from a Hugging Face folder: tokenizer.json, or tokenizer.model alone.
+
+Only the library that the files at hand need is imported.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,6 @@ from pathlib import Path
 
 from engine.errors import InputError
 from engine.tokenizer.base import Tokenizer
-from engine.tokenizer.json_file import read_tokenizer_json
-from engine.tokenizer.model_file import read_tokenizer_model
 from engine.tokenizer.settings import FolderSettings
 
 
@@ -21,7 +22,11 @@ def tokenizer_from_folder(path: Path) -> Tokenizer:
     path = Path(path)
     settings = FolderSettings.read(path)
     if (path / "tokenizer.json").exists():
+        from engine.tokenizer.json_file import read_tokenizer_json
+
         return read_tokenizer_json(path / "tokenizer.json", settings)
     if (path / "tokenizer.model").exists():
+        from engine.tokenizer.model_file import read_tokenizer_model
+
         return read_tokenizer_model(path / "tokenizer.model", settings)
     raise InputError(f"{path}: no tokenizer found, expected tokenizer.json or tokenizer.model")

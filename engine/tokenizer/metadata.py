@@ -1,4 +1,7 @@
-"""A tokenizer from a model file's metadata: the keys tokenizer.ggml.*."""
+"""A tokenizer from a model file's metadata: the keys tokenizer.ggml.*.
+
+Only the library that the vocabulary at hand needs is imported.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,7 @@ import re
 from engine.checkpoint import Metadata
 from engine.errors import InputError
 from engine.tokenizer.base import BYTE, NORMAL, UNKNOWN, Tokenizer, Vocab
-from engine.tokenizer.bpe import BpeTokenizer
 from engine.tokenizer.pretokenize import pre_tokenizer
-from engine.tokenizer.spm import SpmTokenizer
 
 _KEY = "tokenizer.ggml."
 _BYTE_TEXT = re.compile("<0x[0-9A-F]{2}>")
@@ -31,6 +32,8 @@ def tokenizer_from_metadata(meta: Metadata) -> Tokenizer:
 
 
 def _bpe(meta: Metadata) -> Tokenizer:
+    from engine.tokenizer.bpe import BpeTokenizer
+
     pre = pre_tokenizer(meta.str(_KEY + "pre", "default"))
     merges = meta.list(_KEY + "merges")
     if not all(isinstance(merge, str) for merge in merges):
@@ -39,6 +42,8 @@ def _bpe(meta: Metadata) -> Tokenizer:
 
 
 def _spm(meta: Metadata) -> Tokenizer:
+    from engine.tokenizer.spm import SpmTokenizer
+
     vocab = _vocab(meta, add_bos=True, bos=1, eos=2)
     scores = meta.list(_KEY + "scores")
     if len(scores) != len(vocab.texts):

@@ -25,19 +25,22 @@ _SCORE = struct.Struct("<Bf")  # its tag and its value
 
 def bpe_model(pieces: Iterable[tuple[str, float, int]], byte_fallback: bool) -> bytes:
     """A BPE ModelProto of (text, score, type); its normalizer only turns spaces into U+2581."""
-    parts = []
+    model = bytearray()
     for text, score, type in pieces:  # up to 262144 of them: a second, if each were put together
         data = text.encode()
-        parts += (_piece_head(len(data)), data, _SCORE.pack(SCORE << 3 | _FIXED32, score))
-        parts.append(_piece_end(type))
+        model += _piece_head(len(data))
+        model += data
+        model += _SCORE.pack(SCORE << 3 | _FIXED32, score)
+        model += _piece_end(type)
     trainer = _int_field(MODEL_TYPE, BPE) + _int_field(BYTE_FALLBACK, byte_fallback)
     normalizer = (
         _int_field(ADD_DUMMY_PREFIX, 0)
         + _int_field(REMOVE_EXTRA_WHITESPACES, 0)
         + _int_field(ESCAPE_WHITESPACES, 1)
     )
-    parts += [_bytes_field(TRAINER, trainer), _bytes_field(NORMALIZER, normalizer)]
-    return b"".join(parts)
+    model += _bytes_field(TRAINER, trainer)
+    model += _bytes_field(NORMALIZER, normalizer)
+    return bytes(model)
 
 
 @cache

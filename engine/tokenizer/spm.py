@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import sentencepiece
 
@@ -36,11 +37,9 @@ class SpmTokenizer(PartitionedTokenizer):
         if unknown is None and not bytes_known:
             raise InputError("the vocabulary has neither an unknown token nor all 256 byte tokens")
         types = self._model_types(unknown, bytes_known)
-        pieces = list(zip(vocab.texts, scores, types, strict=True))
-        if unknown is None:
-            pieces.append(
-                (_NO_TOKEN, 0.0, UNKNOWN)
-            )  # the library insists on one; bytes forestall it
+        # the library insists on an unknown token; bytes forestall it
+        more = [(_NO_TOKEN, 0.0, UNKNOWN)] if unknown is None else []
+        pieces = chain(zip(vocab.texts, scores, types, strict=True), more)
         self._spm = sentencepiece.SentencePieceProcessor()
         try:
             self._spm.LoadFromSerializedProto(bpe_model(pieces, bytes_known))
