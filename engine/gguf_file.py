@@ -58,6 +58,8 @@ def _open_part(path: Path) -> tuple[Metadata, dict[str, Tensor]]:
     mapped = map_file(path)
     source = str(path)
     header = read_header(mapped, source)
+    if hasattr(mmap, "MADV_DONTNEED"):  # what was read is in the metadata now, tens of MB at times
+        mapped.madvise(mmap.MADV_DONTNEED, 0, header.size)
     metadata = Metadata(header.metadata, source)
     return metadata, _views(mapped, header, _alignment(metadata, source), source)
 

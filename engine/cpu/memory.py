@@ -12,6 +12,7 @@ import numpy as np
 from engine.memory import LINE, aligned_zeros, huge_zeros
 
 _CHUNK = 1 << 28  # bytes of an arena's mapping
+_AROUND = 1 << 16  # bytes of a file that Linux maps when one of them is read
 
 
 class Arena:
@@ -82,14 +83,16 @@ def pooled(array: np.ndarray) -> bool:
     return isinstance(base, _Block)
 
 
-def file_pages(data: np.ndarray) -> tuple[int, int] | None:
-    """Address and bytes of the pages behind `data` that the system may drop, as it can read them
-    again: None where they are not a file's."""
+def file_pages(data: np.ndarray, part: np.ndarray) -> tuple[int, int]:
+    """Address and bytes of the pages behind `part` of `data`, and of those around it that are
+    mapped along with them: pages that the system may drop, as it can read them again.  No bytes
+    where they are not a file's."""
     base: Any = data
     while base is not None and not isinstance(base, mmap.mmap):
         base = getattr(base, "base", None) if not isinstance(base, memoryview) else base.obj
     if base is None or not hasattr(mmap, "MADV_DONTNEED"):
-        return None
-    start, end = data.ctypes.data, data.ctypes.data + data.nbytes
-    first = start // mmap.PAGESIZE * mmap.PAGESIZE
-    return first, end - first
+        return 0, 0
+    start, end = part.ctypes.data, part.ctypes.data + part.nbytes
+    first = max(start // _AROUND * _AROUND, data.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE)
+    last = min(-(-end // _AROUND) * _AROUND, data.ctypes.data + data.nbytes)
+    return first, last - first

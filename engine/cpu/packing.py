@@ -1,7 +1,7 @@
 """From a file's rows to groups of 16 lanes: lossless, by the team, a group per item.
 
 Matrices wait until many can be packed in one call, during which Python is free for other work.
-The call gives the file's pages back as it goes: they never take the memory of more than a piece.
+The call gives the file's pages back as it goes: they never take much memory of their own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from engine.cpu.split import SPLITTERS
 from engine.cpu.team import Program, Team
 
 _LONGEST = 256  # columns of the largest block: the codes of 16 lanes wait in 4 KB
-_PIECE = 1 << 24  # bytes of a file whose pages are given back at a time
+_PART = 1 << 19  # bytes of a file that are an item
+_RECORD = 5  # words
 _MOST_WAITING = 1 << 30  # a second's work: for so long Ctrl-C goes unheard
 _SCRATCH_SIZE = LANES * _LONGEST + 512  # and a set of steps
 
@@ -60,13 +61,18 @@ def _pack_lanes(arguments, source, lanes, target, slot):
             pack_set(steps, unit + 64 * bits * s, bits)
 
 
-def _pack_group(arguments, group, slot):
-    """Item: one group."""
-    first = group * LANES
-    source = field(arguments, _SOURCE) + first * field(arguments, _ROW_NBYTES)
-    target = field(arguments, _TARGET) + group * field(arguments, _GROUP_NBYTES)
-    lanes = min(LANES, field(arguments, _ROWS) - first)
-    _pack_lanes(arguments, source, lanes, target, slot)
+def _pack_part(arguments, item, slot):
+    """Item: some groups of a matrix, whose pages in the file the system may drop afterwards.  Field
+    1: records (fields of the matrix, first group, groups, pages, their bytes), one per item."""
+    record = field(arguments, 1) + 8 * _RECORD * item
+    of_matrix, first = field(record, 0), field(record, 1)
+    for group in range(first, first + field(record, 2)):
+        source = field(of_matrix, _SOURCE) + group * LANES * field(of_matrix, _ROW_NBYTES)
+        target = field(of_matrix, _TARGET) + group * field(of_matrix, _GROUP_NBYTES)
+        lanes = min(LANES, field(of_matrix, _ROWS) - group * LANES)
+        _pack_lanes(of_matrix, source, lanes, target, slot)
+    if field(record, 4) > 0:
+        advise(field(record, 3), field(record, 4), mmap.MADV_DONTNEED)
 
 
 def _pack_row(arguments, item, slot):
@@ -77,12 +83,7 @@ def _pack_row(arguments, item, slot):
     _pack_lanes(arguments, source, 1, target, slot)
 
 
-def _drop(arguments, item, slot):
-    """Let the system drop a file's pages, which were copied.  Fields: address, bytes."""
-    advise(field(arguments, 1), field(arguments, 2), mmap.MADV_DONTNEED)
-
-
-_PACK_GROUP, _PACK_ROW, _DROP = Verb(_pack_group), Verb(_pack_row), Verb(_drop)
+_PACK_PART, _PACK_ROW = Verb(_pack_part), Verb(_pack_row)
 
 
 class Packing:
@@ -91,7 +92,9 @@ class Packing:
     def __init__(self, team: Team, arena: Arena) -> None:
         self.arena, self._team = arena, team
         self._scratch = np.zeros((team.threads, _SCRATCH_SIZE), np.uint8)
-        self._program, self._waiting = Program(), 0
+        self._records: list[tuple[int, ...]] = []
+        self._keep: list[np.ndarray] = []
+        self._waiting = 0
 
     def add(self, tensor: Tensor) -> np.ndarray:
         """uint8 [groups, group bytes] of a matrix whose type has a layout: its contents by `finish`
@@ -100,24 +103,27 @@ class Packing:
         groups = -(-rows // LANES)
         packed = self.arena.take((groups, LAYOUTS[tensor.type].group_nbytes(columns)))
         source = np.ascontiguousarray(tensor.data)
-        self._program.hold(source, packed)
-        nbytes = source.nbytes // rows * LANES
-        for first in range(0, groups, step := max(1, _PIECE // nbytes)):
-            part = source[first * LANES : (first + step) * LANES]
-            count = -(-len(part) // LANES)
-            fields = _fields(tensor, part, packed[first : first + count], self._scratch)
-            self._program.add(_PACK_GROUP, count, *fields, 0)
-            if pages := file_pages(part):
-                self._program.add(_DROP, 1, *pages)
+        of_matrix = np.array((0, *_fields(tensor, source, packed, self._scratch)), np.int64)
+        self._keep += (source, packed, of_matrix)
+        step = max(1, _PART // (source.nbytes // rows * LANES))
+        for first in range(0, groups, step):
+            pages = file_pages(source, source[first * LANES : (first + step) * LANES])
+            count = min(step, groups - first)
+            self._records.append((of_matrix.ctypes.data, first, count, *pages))
         self._waiting += source.nbytes
         if self._waiting > _MOST_WAITING:
             self.finish()
         return packed
 
     def finish(self) -> None:
-        if len(self._program):
-            program, self._program, self._waiting = self._program, Program(), 0
-            self._team.run(program.table())
+        """Pack what waits: all of it in one entry, so that a thread that has to share its core
+        holds the others up once, not at the end of every matrix."""
+        if not self._records:
+            return
+        records, program = np.array(self._records, np.int64), Program()
+        program.add(_PACK_PART, len(records), records.ctypes.data)
+        self._team.run(program.table())
+        self._records, self._keep, self._waiting = [], [], 0
 
 
 def pack_rows(

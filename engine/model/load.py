@@ -25,8 +25,10 @@ class Model(Decoder):
 
     def __init__(self, checkpoint: Checkpoint, ops: Ops, *, reads_text: bool = False) -> None:
         spec = spec_of(checkpoint)
-        self._reading = Aside(lambda: _tokenizer(checkpoint, spec.n_vocab)) if reads_text else None
         super().__init__(spec, checkpoint, ops)
+        # begun when the weights' threads can do without Python
+        self._reading = Aside(lambda: _tokenizer(checkpoint, spec.n_vocab)) if reads_text else None
+        ops.finish()
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -99,6 +99,4 @@ def bind(spec: ModelSpec, checkpoint: Checkpoint, ops: Ops) -> Weights:
     else:
         model["token_embd.weight"] = ops.table(embedding)
         model["output.weight"] = ops.upload(output)
-    weights = Weights(model, tuple(upload(layer) for layer in layers))
-    ops.finish()
-    return weights
+    return Weights(model, tuple(upload(layer) for layer in layers))
