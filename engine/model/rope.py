@@ -17,4 +17,7 @@ def rope_table(spec: RopeSpec, positions: int, factors: np.ndarray | None) -> np
     if factors is not None:
         frequency = frequency / factors.astype(np.float64)
     angle = np.arange(positions)[:, None] * frequency
-    return np.stack([np.cos(angle), np.sin(angle)], axis=-1).astype(np.float32)
+    table = np.empty((*angle.shape, 2), np.float32)
+    table[..., 0] = np.cos(angle)
+    table[..., 1] = np.sin(angle)
+    return table

@@ -85,8 +85,9 @@ def _texts(meta: Metadata) -> list[str]:
     tokens = meta.list(_KEY + "tokens")
     if not tokens or not all(isinstance(token, str) for token in tokens):
         raise InputError(f"{_KEY}tokens must hold strings, and at least one")
-    # the name llama.cpp gives an empty token; it has no text to be matched
-    texts = [text or f"[EMPTY_{id}]" for id, text in enumerate(tokens)]
+    texts = tokens
+    if not all(texts):  # the name llama.cpp gives an empty token; it has no text to be matched
+        texts = [text or f"[EMPTY_{id}]" for id, text in enumerate(tokens)]
     if len(set(texts)) < len(texts):
         seen: set[str] = set()
         twice = next(text for text in texts if text in seen or seen.add(text))
