@@ -10,6 +10,7 @@ from engine.backends import new_ops
 from engine.checkpoint import Checkpoint
 from engine.errors import InputError
 from engine.gguf_file import open_gguf
+from engine.memory import trim
 from engine.model.archs import spec_of
 from engine.model.archs.hf import hf_checkpoint
 from engine.model.decoder import Decoder
@@ -49,6 +50,7 @@ def _tokenizer(checkpoint: Checkpoint, n_vocab: int) -> Tokenizer:
             f"{path}: the tokenizer has {tokenizer.n_vocab} tokens, "
             f"the embedding matrix only {n_vocab}"
         )
+    trim()  # vocabularies pass through other forms on the way
     return tokenizer
 
 

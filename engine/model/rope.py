@@ -18,6 +18,6 @@ def rope_table(spec: RopeSpec, positions: int, factors: np.ndarray | None) -> np
         frequency = frequency / factors.astype(np.float64)
     angle = np.arange(positions)[:, None] * frequency
     table = np.empty((*angle.shape, 2), np.float32)
-    table[..., 0] = np.cos(angle)
-    table[..., 1] = np.sin(angle)
+    np.cos(angle, out=table[..., 0])
+    np.sin(angle, out=table[..., 1])
     return table
