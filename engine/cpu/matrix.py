@@ -45,6 +45,7 @@ from engine.cpu.simd import (
     fma,
     load,
     load_f32,
+    prefetch,
     splat,
     store,
     store_f32,
@@ -155,6 +156,19 @@ def _stream(arguments, item, slot):
         _stream_pair(arguments, record, group, half if group + half < end else 0, slot)
 
 
+def _stream_ahead(arguments, slot, step):
+    """Ask for a KB of what the thread reads first: the beginnings of its part's halves."""
+    record, threads = arguments + 8 * _RECORDS, field(arguments, _THREADS)
+    groups, nbytes = (field(record, _N) + LANES - 1) // LANES, field(record, _NBYTES)
+    begin, end = slot * groups // threads, (slot + 1) * groups // threads
+    half = (end - begin + 1) // 2
+    source = field(record, _DATA) + begin * nbytes + 512 * step
+    if 512 * step < (end - begin - half) * nbytes:
+        for line in range(source, source + 512, 64):
+            prefetch(line)
+            prefetch(line + half * nbytes)
+
+
 @kernel
 def _stream_pair(arguments, record, group, apart, slot):
     """A group and the one `apart` groups further on."""
@@ -260,6 +274,7 @@ def _multiply_plain(arguments, item, slot):
 
 
 _STREAM, _TILES, _PLAIN = Verb(_stream), Verb(_multiply_tiles), Verb(_multiply_plain)
+_AHEAD = Verb(_stream_ahead)
 
 
 class Products:
@@ -322,6 +337,7 @@ class Products:
         arguments = program.add(
             verb, items, len(parts), prepared.ctypes.data, stride, tokens, sets,
             memory.ctypes.data, scratch, self.team.threads, *records,
+            ahead=_AHEAD if few else None,
         )  # fmt: skip
         if len(parts) == 1:
             program.writes(parts[0][2], arguments[_RECORDS + _Y : _RECORDS + _Y + 1])

@@ -2,11 +2,12 @@
 
 A program is a list of entries (verb, argument block); word 0 of the block is the entry's number of
 items, and the verb runs once per item.  Entries run one after another, the items of one at once,
-handed out one by one: whoever is free takes the next, so on a busy machine a thread that does not
-get its core delays the others by the item it holds, no more, and in a forked child, which has no
-other threads, the caller does all of it.  Who finishes an entry's last item starts the next entry,
-and runs entries of a single item itself.  Items are independent, so results do not depend on who
-ran them.  Idle threads spin for a moment, then sleep.
+dealt out in turn: whoever has done its own takes those of others, so on a busy machine a thread
+that does not get its core delays the others by the item it holds, no more, and in a forked child,
+which has no other threads, the caller does all of it.  Who finishes an entry's last item starts the
+next entry, and runs entries of a single item itself.  Items are independent, so results do not
+depend on who ran them.  A thread that waits asks memory for what it will read first in its part of
+an entry to come; idle threads spin for a moment, then sleep.
 """
 
 from __future__ import annotations
@@ -30,18 +31,22 @@ from engine.cpu.atomics import (
     yield_core,
 )
 from engine.cpu.jit import Verb, call, field, kernel
+from engine.memory import LINE, aligned_zeros
 
-# The control block: one cache line of eight words per field that different threads write.
-# The ticket holds everything a claim depends on, so that one addition settles it: the entry's
-# items, and in the low bits the next item.  Who comes too late counts on; the room between
-# MOST_ITEMS and the mask is for that.  An item costs one visit to the line that threads contend
-# for, about 0.3 us while memory is busy, so items are counted as done once per entry and thread.
-_TICKET, _DONE, _LAUNCHES, _SLEEPERS, _STOP, _FINISHED = 0, 64, 128, 192, 256, 320
-_VERB, _ARGUMENTS, _PROGRAM, _ENTRIES, _INDEX = 384, 392, 400, 408, 416
-_CONTROL_NBYTES = 448
+# The control block: one cache line of eight words per field that different threads write, and
+# behind them a ticket per thread.  Item i is on ticket i % threads, which says how many items that
+# is and, in the low bits, the next of them: one addition settles a claim.  Who comes too late
+# counts on; the room between MOST_ITEMS and the mask is for that.  Its own ticket is a thread's
+# alone until others have nothing left to do, so it always works on the same part of an entry, and
+# knows in advance on which.  Items are counted as done once per entry and thread.
+_DONE, _LAUNCHES, _SLEEPERS, _STOP, _FINISHED, _LOOKING = 0, 64, 128, 192, 256, 320
+_VERB, _ARGUMENTS, _ITEMS, _PROGRAM, _ENTRIES, _INDEX, _THREADS = range(384, 440, 8)
+_TICKETS = 448
 _BITS = 24
 _MASK = (1 << _BITS) - 1
 MOST_ITEMS = (1 << 16) - 1
+_WORDS = 3  # of an entry in a table
+_STEPS = 128  # of looking ahead, a KB each
 _SPINS = 6000  # pauses before sleep: about 0.3 ms, longer than sampling a token takes
 _PATIENCE = 200  # pauses before the caller, waiting for the last items, offers its core
 
@@ -60,7 +65,8 @@ def _advance(control, slot):
     index, entries = atomic_load(control + _INDEX), atomic_load(control + _ENTRIES)
     program = atomic_load(control + _PROGRAM)
     while index < entries:
-        verb, arguments = field(program, 2 * index), field(program, 2 * index + 1)
+        entry = program + 8 * _WORDS * index
+        verb, arguments = field(entry, 0), field(entry, 1)
         items = field(arguments, 0)
         index += 1
         if items == 1:
@@ -69,8 +75,12 @@ def _advance(control, slot):
             atomic_store(control + _INDEX, index)
             atomic_store(control + _VERB, verb)
             atomic_store(control + _ARGUMENTS, arguments)
+            atomic_store(control + _ITEMS, items)
             atomic_store(control + _DONE, 0)
-            atomic_store(control + _TICKET, items << _BITS)
+            threads = field(control, _THREADS // 8)
+            for thread in range(threads):
+                own = (items - thread + threads - 1) // threads
+                atomic_store(control + _TICKETS + 64 * thread, own << _BITS)
             _announce(control)
             return
     atomic_store(control + _FINISHED, 1)
@@ -78,37 +88,62 @@ def _advance(control, slot):
 
 @kernel
 def _work(control, slot):
-    """Run items until none is left to take."""
+    """Run items until none is left to take, the thread's own first."""
+    threads = field(control, _THREADS // 8)
     while True:
-        ticket = atomic_load(control + _TICKET)
-        if ticket & _MASK >= (ticket >> _BITS) & _MASK:
+        done = 0
+        for thread in range(slot, slot + threads):
+            done += _take(control, thread - (threads if thread >= threads else 0), slot)
+        if done == 0:
             return
-        done = _take(control, slot)
-        items = (atomic_load(control + _TICKET) >> _BITS) & _MASK
-        # with an item of its own not yet counted, the entry is still the one it was taken from
-        if done > 0 and atomic_add(control + _DONE, done) + done == items:
+        # with items of its own not yet counted, the entry is still the one they were taken from
+        if atomic_add(control + _DONE, done) + done == atomic_load(control + _ITEMS):
             _advance(control, slot)
 
 
 @kernel
-def _take(control, slot):
-    """Run items of one entry while there are any; how many."""
-    done = 0
+def _take(control, whose, slot):
+    """Run items of one ticket while there are any; how many."""
+    address, done = control + _TICKETS + 64 * whose, 0
     while True:
-        ticket = atomic_add(control + _TICKET, 1)
-        if ticket & _MASK >= (ticket >> _BITS) & _MASK:
+        ticket = atomic_load(address)
+        if ticket & _MASK >= ticket >> _BITS:
+            return done
+        ticket = atomic_add(address, 1)
+        if ticket & _MASK >= ticket >> _BITS:
             return done
         # the entry cannot end before its item: these words are its own
         verb, arguments = atomic_load(control + _VERB), atomic_load(control + _ARGUMENTS)
-        call(verb, (arguments, ticket & _MASK, slot))
+        item = whose + (ticket & _MASK) * field(control, _THREADS // 8)
+        call(verb, (arguments, item, slot))
         done += 1
 
 
+@kernel
+def _look_ahead(control, slot, launches):
+    """Ask for what the thread will read first in the next entry that can tell, until another entry
+    is started."""
+    index, entries = atomic_load(control + _INDEX), atomic_load(control + _ENTRIES)
+    entry = atomic_load(control + _PROGRAM) + 8 * _WORDS * index
+    while index < entries and field(entry, 2) == 0:
+        index += 1
+        entry += 8 * _WORDS
+    if index < entries:
+        step = 0
+        while step < _STEPS and atomic_load(control + _LAUNCHES) == launches:
+            call(field(entry, 2), (field(entry, 1), slot, step))
+            step += 1
+
+
 def _serve(control, slot):
-    """A thread's life: work, spin, sleep."""
+    """A thread's life: work, look ahead, spin, sleep."""
     while atomic_load(control + _STOP) == 0:
         launches = atomic_load(control + _LAUNCHES)
         _work(control, slot)
+        atomic_add(control + _LOOKING, 1)
+        if atomic_load(control + _FINISHED) == 0:
+            _look_ahead(control, slot, launches)
+        atomic_add(control + _LOOKING, -1)
         spins = 0
         while atomic_load(control + _LAUNCHES) == launches:
             pause()
@@ -120,17 +155,21 @@ def _serve(control, slot):
 
 
 def _run(control, program, entries):
-    """Run a program and return when it has finished."""
+    """Run a program and return when it has finished and nobody looks at it any more."""
     atomic_store(control + _PROGRAM, program)
     atomic_store(control + _ENTRIES, entries)
     atomic_store(control + _INDEX, 0)
     atomic_store(control + _FINISHED, 0)
     _advance(control, 0)
-    spins = 0
+    spins, looked = 0, -1
     while True:
+        launches = atomic_load(control + _LAUNCHES)
         _work(control, 0)
-        if atomic_load(control + _FINISHED) != 0:
+        if atomic_load(control + _FINISHED) != 0 and atomic_load(control + _LOOKING) == 0:
             return
+        if launches != looked and atomic_load(control + _FINISHED) == 0:
+            _look_ahead(control, 0, launches)
+            looked = launches
         pause()
         spins += 1
         if spins > _PATIENCE:
@@ -155,12 +194,16 @@ class Program:
         self._target: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return len(self._words) // 2
+        return len(self._words) // _WORDS
 
-    def add(self, verb: Verb, items: int, *fields: int) -> np.ndarray:
-        """Append verb(arguments, item, slot) for items 0..items, arguments (items, *fields)."""
+    def add(self, verb: Verb, items: int, *fields: int, ahead: Verb | None = None) -> np.ndarray:
+        """Append verb(arguments, item, slot) for items 0..items, arguments (items, *fields).
+
+        A thread that waits before it calls ahead(arguments, slot, step) for steps 0, 1, ... to ask
+        for what it will read first in its items, which are `slot`, `slot` + threads, ...
+        """
         arguments = self.block(items, *fields)
-        self.append(verb, arguments)
+        self.append(verb, arguments, ahead)
         return arguments
 
     def block(self, items: int, *fields: int) -> np.ndarray:
@@ -172,8 +215,8 @@ class Program:
         self._keep.append(arguments)
         return arguments
 
-    def append(self, verb: Verb, arguments: np.ndarray) -> None:
-        self._words += (verb.address, arguments.ctypes.data)
+    def append(self, verb: Verb, arguments: np.ndarray, ahead: Verb | None = None) -> None:
+        self._words += (verb.address, arguments.ctypes.data, ahead.address if ahead else 0)
         self._written = self._target = None
 
     def writes(self, array: np.ndarray, target: np.ndarray) -> None:
@@ -190,8 +233,8 @@ class Program:
         return self._target if self._written is array else None
 
     def table(self) -> np.ndarray:
-        """The entries as int64 [entries, 2] of addresses."""
-        return np.array(self._words, np.int64).reshape(-1, 2)
+        """The entries as int64 [entries, 3] of addresses."""
+        return np.array(self._words, np.int64).reshape(-1, _WORDS)
 
 
 class Team:
@@ -202,8 +245,9 @@ class Team:
 
     def __init__(self, threads: int, cores: tuple[int, ...] = ()) -> None:
         self.threads, self._cores = threads, cores
-        raw = np.zeros(_CONTROL_NBYTES + 64, np.uint8)
-        self._control = raw.ctypes.data + (-raw.ctypes.data % 64)
+        raw = aligned_zeros((_TICKETS + LINE * threads,))
+        raw.view(np.int64)[_THREADS // 8] = threads
+        self._control = raw.ctypes.data
         self._memory = raw  # the control block's owner, also where no thread holds it
         self._lock = threading.Lock()
         for slot in range(1, threads):
