@@ -31,6 +31,7 @@ from engine.cpu.atomics import (
     yield_core,
 )
 from engine.cpu.jit import Verb, call, field, kernel
+from engine.cpu.simd import prefetch_first
 from engine.memory import LINE, aligned_zeros
 
 # The control block: one cache line of eight words per field that different threads write, and
@@ -47,6 +48,7 @@ _MASK = (1 << _BITS) - 1
 MOST_ITEMS = (1 << 16) - 1
 _WORDS = 3  # of an entry in a table
 _STEPS = 128  # of looking ahead, a KB each
+_CHUNK = 1 << 12  # words of argument blocks that lie together
 _SPINS = 6000  # pauses before sleep: about 0.3 ms, longer than sampling a token takes
 _PATIENCE = 200  # pauses before the caller, waiting for the last items, offers its core
 
@@ -69,6 +71,10 @@ def _advance(control, slot):
         verb, arguments = field(entry, 0), field(entry, 1)
         items = field(arguments, 0)
         index += 1
+        if index < entries:
+            following = field(entry, _WORDS + 1)
+            prefetch_first(following)
+            prefetch_first(following + 64)
         if items == 1:
             call(verb, (arguments, 0, slot))
         elif items > 1:
@@ -190,6 +196,8 @@ class Program:
     def __init__(self) -> None:
         self._words: list[int] = []
         self._keep: list[Any] = []
+        # blocks lie one behind another, on cache lines: they are read from memory once per token
+        self._chunk, self._used = np.empty(0, np.int64), 0
         self._written: np.ndarray | None = None
         self._target: np.ndarray | None = None
 
@@ -211,8 +219,13 @@ class Program:
         write to it."""
         if not 0 <= items <= MOST_ITEMS:
             raise ValueError(f"{items} items: an entry has at most {MOST_ITEMS}")
-        arguments = np.array((items, *fields), np.int64)
-        self._keep.append(arguments)
+        size, start = 1 + len(fields), self._used
+        if start + size > len(self._chunk):
+            self._chunk, start = aligned_zeros((max(_CHUNK, size),), np.int64), 0
+            self._keep.append(self._chunk)
+        self._used = start + -(-size // 8) * 8
+        arguments = self._chunk[start : start + size]
+        arguments[:] = (items, *fields)
         return arguments
 
     def append(self, verb: Verb, arguments: np.ndarray, ahead: Verb | None = None) -> None:
