@@ -7,7 +7,7 @@ a token is recorded once and then repeated.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,8 @@ from engine.cpu.attention import attend
 from engine.cpu.hadamard import hadamard
 from engine.cpu.kv_encode import ENCODERS, NEXT, NONE_BAD, append
 from engine.cpu.kv_queries import note_queries
-from engine.cpu.kv_seal import pack_pages, packable, place, repack_page
+from engine.cpu.kv_repack import Repacking, repackable
+from engine.cpu.kv_seal import pack_pages, packable, place
 from engine.cpu.kv_stage import Chunk, Stage
 from engine.cpu.kv_verbs import supported
 from engine.cpu.layouts import LANES, LAYOUTS
@@ -76,6 +77,7 @@ class CpuOps(Ops):
         self._team, self._pool = Team(threads, own), Pool()
         self._packing = Packing(self._team, Arena())
         self._recording = _Recording(self._pool)
+        self._repackings: dict[Hashable, Repacking] = {}
 
     def split(self, parts: int) -> list[Ops]:
         parts = min(parts, self.threads)
@@ -324,8 +326,11 @@ class CpuOps(Ops):
 
     def _repack(self, side: SideCache, page: np.ndarray, small: np.ndarray) -> None:
         self.finish()  # what came before reads the page as it is
-        recording = self._recording
-        if repack_page(recording.program, recording.pool, self.threads, side, page, small):
-            self.finish()
-        else:
+        if not repackable(side):
             encode_small(side, page, small)
+            return
+        kind = side.type
+        key = side.side, kind.format, kind.small, kind.page_tokens, side.kv_heads, side.head_dim
+        if key not in self._repackings:
+            self._repackings[key] = Repacking(self.threads, side)
+        self._repackings[key].run(self._team, page, small)

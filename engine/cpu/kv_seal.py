@@ -20,12 +20,10 @@ from engine.cpu.memory import Pool
 from engine.cpu.simd import store_i64
 from engine.cpu.team import Program
 from engine.kv.cache import CacheType, SideCache
-from engine.kv.format import Side, TokenFormat
+from engine.kv.format import KVFormat, Side, TokenFormat
 from engine.kv.formats.channels import ChannelFormat
-from engine.kv.formats.floats import F32
 from engine.kv.formats.kivi import KiviFormat
 from engine.kv.formats.waterfill import WaterFilledFormat, group_channels
-from engine.kv.side_cache import page_queries
 
 
 def _seal_item(arguments, item, slot):
@@ -59,20 +57,29 @@ def packable(kind: CacheType) -> bool:
     return has_verb(kind) or isinstance(kind.format, TokenFormat)
 
 
-def parameters(kind: CacheType, head_dim: int, side: Side) -> tuple[int, ...]:
-    """The arguments of `seal` from `tokens` on; for water-filled types, those up to `values`."""
-    stored, tail = kind.format, kind.tail
-    assert isinstance(stored, ChannelFormat | KiviFormat | WaterFilledFormat) and tail is not None
+def format_variant(stored: KVFormat, tokens: int, side: Side) -> tuple[int, int]:
+    """Bits per code of a page format and which of its family it is, as the verbs of the family
+    know it."""
+    assert isinstance(stored, ChannelFormat | KiviFormat | WaterFilledFormat)
     if isinstance(stored, WaterFilledFormat):
-        variant = group_channels(kind.page_tokens, side)
+        variant = group_channels(tokens, side)
     elif isinstance(stored, KiviFormat):
         variant = stored.group
     else:
         variant = NORMS * (stored.norms != "none") + MINIMA * stored.asym
+    return stored.bits, variant
+
+
+def parameters(kind: CacheType, head_dim: int, side: Side) -> tuple[int, ...]:
+    """The arguments of `seal` from `tokens` on; for water-filled types, those up to `values`."""
+    stored, tail = kind.format, kind.tail
+    assert tail is not None
+    bits, variant = format_variant(stored, kind.page_tokens, side)
+    if isinstance(stored, ChannelFormat):
         variant += RESTORED * (stored.norms == "restored")
     decoder = DECODERS[tail.name].address
     row = tail.row_nbytes(head_dim), tail.channels(head_dim)
-    return kind.page_tokens, head_dim, int(side == "v"), stored.bits, variant, decoder, *row
+    return kind.page_tokens, head_dim, int(side == "v"), bits, variant, decoder, *row
 
 
 def seal_pages(
@@ -119,37 +126,6 @@ def pack_pages(
         seal_pages(*where, side.side, side.head_dim, pages, queries)
     else:
         seal_tokens(*where, side.head_dim, pages)
-
-
-def repack_page(
-    program: Program,
-    pool: Pool,
-    threads: int,
-    side: SideCache,
-    page: np.ndarray,
-    small: np.ndarray,
-) -> bool:
-    """Pack the side's `page` into `small`, uint8 [kv_heads, bytes], if there is a verb for it.
-
-    Equal to `engine.kv.side_cache.encode_small`.
-    """
-    kind, stored = side.type, side.type.format
-    assert kind.small is not None
-    rows = page
-    if not isinstance(stored, TokenFormat):
-        values = stored.decode(page, side.head_dim, side.side)
-        stored, rows = F32, F32.encode(values, side.side)
-    as_tail = CacheType(kind.small, kind.page_tokens, stored)
-    if not packable(as_tail):
-        return False
-    program.hold(rows, small)
-    if has_verb(as_tail):
-        power = page_queries(side, page)
-        where = program, pool, threads, as_tail, [rows], side.side, side.head_dim, [small]
-        seal_pages(*where, [] if power is None else [power.rows])
-    else:
-        seal_tokens(program, pool, threads, as_tail, [rows], side.head_dim, [small])
-    return True
 
 
 def place(program: Program, page: np.ndarray, table: np.ndarray, index: int) -> None:
