@@ -146,10 +146,12 @@ def _serve(control, slot):
     while atomic_load(control + _STOP) == 0:
         launches = atomic_load(control + _LAUNCHES)
         _work(control, slot)
-        atomic_add(control + _LOOKING, 1)
         if atomic_load(control + _FINISHED) == 0:
-            _look_ahead(control, slot, launches)
-        atomic_add(control + _LOOKING, -1)
+            # the caller waits for those it sees looking, and they see when it has stopped waiting
+            atomic_add(control + _LOOKING, 1)
+            if atomic_load(control + _FINISHED) == 0:
+                _look_ahead(control, slot, launches)
+            atomic_add(control + _LOOKING, -1)
         spins = 0
         while atomic_load(control + _LAUNCHES) == launches:
             pause()

@@ -74,6 +74,31 @@ def test_an_entry_sees_all_that_the_entries_before_it_wrote(threads: int) -> Non
         np.testing.assert_array_equal(words[-1], want)
 
 
+def _note(arguments, slot, step):
+    """Add 1 to the slot's word of the second field's, again and again: it takes a while."""
+    for _ in range(100):
+        atomic_add(field(arguments, 2) + 8 * slot, 1)
+
+
+NOTE = Verb(_note)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_nobody_looks_ahead_in_a_program_that_has_finished(threads: int) -> None:
+    team, notes, later = Team(threads), [], []
+    for _ in range(200):
+        counts, steps = np.zeros(threads + 40, np.int64), np.zeros(threads, np.int64)
+        program = Program()
+        for items in (1, 40, 3, 40, 1, 1):
+            program.add(COUNT, items, counts.ctypes.data, steps.ctypes.data, ahead=NOTE)
+        team.run(program.table())
+        assert counts.sum() == 2 * (1 + 40 + 3 + 40 + 1 + 1)
+        notes.append(steps.copy())
+        later.append(steps)
+    time.sleep(0.05)
+    np.testing.assert_array_equal(notes, later)
+
+
 def test_threads_asleep_wake_up_for_work() -> None:
     team = Team(2)
     for _ in range(20):
