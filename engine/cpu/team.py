@@ -271,6 +271,7 @@ class Team:
             threading.Thread(target=_run_thread, args=arguments, daemon=True).start()
         if threads > 1:
             weakref.finalize(self, _stop_threads, raw, self._control)
+        _TEAMS.add(self)
 
     def run(self, table: np.ndarray) -> None:
         """Run a program's table.
@@ -288,6 +289,24 @@ class Team:
                     _RUN.function(self._control, table, entries)
             else:
                 _RUN.function(self._control, table, entries)
+
+    def alone(self) -> None:
+        """Forget the other threads, of which a forked child has none: what they held or did at that
+        moment would be waited for."""
+        self._lock = threading.Lock()
+        self._memory.view(np.int64)[_LOOKING // 8] = 0
+
+
+_TEAMS: weakref.WeakSet[Team] = weakref.WeakSet()
+
+
+def _all_alone() -> None:
+    for team in _TEAMS:
+        team.alone()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_all_alone)
 
 
 def _run_thread(memory: np.ndarray, control: int, slot: int, cores: tuple[int, ...]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 import time
 
@@ -12,7 +13,7 @@ import pytest
 
 from engine.config import available_cores, cores_of_their_own
 from engine.cpu import team
-from engine.cpu.atomics import atomic_add
+from engine.cpu.atomics import atomic_add, atomic_load, pause
 from engine.cpu.jit import Verb, field
 from engine.cpu.simd import load_i64, store_i64
 from engine.cpu.team import MOST_ITEMS, Program, Team
@@ -148,11 +149,17 @@ def test_threads_end_with_their_team() -> None:
     assert not any(thread.is_alive() for thread in threads)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
-def test_a_forked_child_does_the_work_alone() -> None:
-    team = Team(3)
-    run_counts(team, 10)
+def _wait(arguments, item, slot):
+    """Say that the item has begun, and end once the word behind that is not 0."""
+    atomic_add(field(arguments, 1), 1)
+    while atomic_load(field(arguments, 1) + 8) == 0:
+        pause()
+
+
+WAIT = Verb(_wait)
+
+
+def works_in_a_forked_child(team: Team) -> bool:
     child = os.fork()
     if child == 0:
         per_item, per_slot = run_counts(team, 100)
@@ -160,7 +167,35 @@ def test_a_forked_child_does_the_work_alone() -> None:
     deadline = time.monotonic() + 30
     while (done := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert done == (child, 0)
+    if done[0] == 0:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    return done == (child, 0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_a_forked_child_does_the_work_alone() -> None:
+    team = Team(3)
+    run_counts(team, 10)
+    assert works_in_a_forked_child(team)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_a_child_forked_while_the_team_works_for_another_thread_does_not_wait_for_it() -> None:
+    team, state, program = Team(2), np.zeros(2, np.int64), Program()
+    program.add(WAIT, 2, state.ctypes.data)
+    table = program.table()
+    other = threading.Thread(target=team.run, args=(table,))
+    other.start()
+    while state[0] < 2:
+        time.sleep(0.001)
+    try:
+        assert works_in_a_forked_child(team)
+    finally:
+        state[1] = 1
+        other.join()
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be bound")
