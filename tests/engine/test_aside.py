@@ -1,0 +1,28 @@
+"""Work aside ends as work in place would."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from engine.aside import Aside
+from engine.errors import InputError
+
+
+def test_the_result_is_that_of_the_work_however_often_it_is_asked_for() -> None:
+    go = threading.Event()
+    aside = Aside(lambda: go.wait(10) and threading.current_thread())
+    go.set()
+    assert aside.result() is aside.result()
+    assert aside.result() is not threading.current_thread()
+
+
+def test_what_the_work_raises_reaches_who_asks_for_its_result() -> None:
+    def fail() -> None:
+        raise InputError("no such thing")
+
+    aside = Aside(fail)
+    for _ in range(2):
+        with pytest.raises(InputError, match="no such thing"):
+            aside.result()
