@@ -59,10 +59,13 @@ def test_planned_cache_bytes_are_those_a_session_allocates(path, checkpoint, nam
     assert plan.cache(Policy.of(name, name), 0) == 0
 
 
-@pytest.mark.parametrize("window", [1, 33, 64, 100])
 @pytest.mark.parametrize(
-    ("name", "sink"),
-    [("q8_0", 0), ("int3nsep:32", 0), ("int2nsep:64", 0), ("q8_0", 4), ("int3nsep:32", 32)],
+    ("name", "sink", "window"),
+    [
+        *(("q8_0", 0, 1), ("q8_0", 0, 100), ("int3nsep:32", 0, 33), ("int3nsep:32", 0, 64)),
+        *(("int2nsep:64", 0, 1), ("int2nsep:64", 0, 64), ("q8_0", 4, 33), ("q8_0", 4, 64)),
+        *(("int3nsep:32", 32, 1), ("int3nsep:32", 32, 100)),
+    ],
 )
 def test_a_window_frees_what_the_plan_says_it_frees(
     path, checkpoint, monkeypatch, window, name, sink

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,15 @@ def run_page(verbs: PageVerbs, verb: int, page: np.ndarray, n: int, *rest: Any) 
         run_verb(verb, page, n, *rest, *verbs.parameters)
 
 
+@lru_cache(maxsize=64)
+def random_page(name: str, side: Side, size: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """A packed page uint8 [bytes] and what it stands for, float64 [size, dim]."""
+    kind = kv_format(name)
+    x = np.random.default_rng(dim).standard_normal((1, size, dim), np.float32)
+    page = kind.encode(x, side)
+    return page[0], kind.decode(page, dim, side)[0].astype(np.float64)
+
+
 @dataclass(frozen=True)
 class Case:
     name: str
@@ -64,8 +74,8 @@ class Case:
         size = kind.page_tokens or max(128, -(-(self.n or 0) // 32) * 32)
         n, rng = self.n or size, np.random.default_rng([self.rows, self.dim])
         wide = -(-self.dim // 32) * 32
-        page = kind.encode(rng.standard_normal((1, size, self.dim), np.float32), self.side)[0]
-        exact = kind.decode(page[None], self.dim, self.side)[0, :n].astype(np.float64)
+        page, exact = random_page(self.name, self.side, size, self.dim)
+        exact = exact[:n]
         verbs = page_verbs(kind, size, self.dim, tiles)
         nbytes = scratch_nbytes(self.rows, self.dim, size)
         room = np.full(nbytes + 2 * GUARD, 0xA5, np.uint8)  # as float32: an ordinary number
