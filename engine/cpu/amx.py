@@ -17,15 +17,18 @@ import numpy as np
 from llvmlite import ir
 
 from engine.cpu.deferred import cgutils, intrinsic, types
-from engine.cpu.host import AMX
+from engine.cpu.host import AMX, BF16
 from engine.cpu.jit import inlined
 from engine.cpu.simd import (
     bitcast,
+    f32x16,
     pointer,
     store,
     store_u8,
     store_u16,
     u8x64,
+    u16x16,
+    u16x32,
     u32x16,
     zeros,
 )
@@ -92,6 +95,15 @@ _bytes_256, _bytes_357 = _plain("tdpbsud", 2, 5, 6), _plain("tdpbsud", 3, 5, 7)
 
 
 @inlined
+def _products():
+    """sums += the left tiles by the right ones."""
+    _dot_046()
+    _dot_147()
+    _dot_256()
+    _dot_357()
+
+
+@inlined
 def tiles_begin(config):
     """Configure all tiles as 16 rows of 64 bytes; `config` is the address of 64 bytes to spare."""
     store(config, zeros(u8x64))
@@ -152,10 +164,7 @@ def _add(left, lower, stride, step, right_0, right_1, n, integers):
             _bytes_256()
             _bytes_357()
         else:
-            _dot_046()
-            _dot_147()
-            _dot_256()
-            _dot_357()
+            _products()
 
 
 @inlined
@@ -172,6 +181,27 @@ def sums_add(left, stride, right_0, right_1, n):
 def sums_add_tiles(left, lower, right_0, right_1, n):
     """As `sums_add` with the left factor's rows 0-15 and 16-31 as tiles, one after another."""
     _add(left, lower, 64, TILE, right_0, right_1, n, False)
+
+
+@inlined
+def sums_add_halves(left, stride, right_0, right_1, right_low):
+    """A step of `sums_add` with halves: high high, low high and, unless `right_low` is 0, high low.
+
+    On the left the low halves of 32 values follow the high ones; a tile's on the right are
+    `right_low` bytes behind it.
+    """
+    _load_4(left, stride)
+    _load_5(left + 16 * stride, stride)
+    if right_low != 0:
+        _load_6(right_0 + right_low, 64)
+        _load_7(right_1 + right_low, 64)
+        _products()
+    _load_6(right_0, 64)
+    _load_7(right_1, 64)
+    _products()
+    _load_4(left + 64, stride)
+    _load_5(left + 16 * stride + 64, stride)
+    _products()
 
 
 @inlined
@@ -246,3 +276,30 @@ def pair_bf16(even, odd):
     """Two f32x16 as 16 pairs of bfloat16, rounded to nearest, halves away from zero."""
     low, high = bitcast(u32x16, even) + 0x8000, bitcast(u32x16, odd) + 0x8000
     return (low >> 16) | (high & np.uint32(0xFFFF0000))
+
+
+class _BFloat(ir.Type):
+    """LLVM's bfloat, which llvmlite lacks."""
+
+    def __str__(self) -> str:
+        return "bfloat"
+
+
+@intrinsic
+def both_bf16(typing_context, first, second):
+    """u16x32: two f32x16 that bfloat16 holds exactly, or is to round to nearest."""
+
+    def emit(context, builder, signature, args):
+        if BF16:
+            kind = ir.FunctionType(ir.VectorType(_BFloat(), 32), [f32x16.llvm] * 2)
+            name = "llvm.x86.avx512bf16.cvtne2ps2bf16.512"
+            function = cgutils.get_or_insert_function(builder.module, kind, name)
+            return builder.bitcast(builder.call(function, args[::-1]), u16x32.llvm)
+        words = [builder.bitcast(arg, u32x16.llvm) for arg in args]
+        half, shift = (ir.Constant(u32x16.llvm, [value] * 16) for value in (0x8000, 16))
+        words = [builder.lshr(builder.add(word, half), shift) for word in words]
+        first, second = (builder.trunc(word, u16x16.llvm) for word in words)
+        order = ir.Constant(ir.VectorType(ir.IntType(32), 32), list(range(32)))
+        return builder.shuffle_vector(first, second, order)
+
+    return u16x32(f32x16, f32x16), emit

@@ -17,65 +17,72 @@ from dataclasses import replace
 import numpy as np
 
 from engine.cpu.atomics import atomic_add, atomic_store
+from engine.cpu.attention_plan import (
+    BIAS,
+    BIAS_NBYTES,
+    BLOCK,
+    DIM,
+    FACTORS,
+    FINISHED,
+    FIRST,
+    HEADS,
+    KV_HEADS,
+    NBYTES,
+    OUT,
+    PACKED,
+    PAGE,
+    PARAMETER,
+    PARTIAL,
+    PARTIAL_NBYTES,
+    PARTS,
+    RUNS,
+    SCRATCH,
+    SCRATCH_NBYTES,
+    SINK,
+    SLOTS,
+    SPAN,
+    TABLE,
+    TILED,
+    TOKENS,
+    UNIT,
+    UNITS,
+    VERB,
+    WINDOW,
+    K,
+    V,
+    cached_tokens,
+    has_tiles,
+    page_of,
+    side_fields,
+    stored_form,
+)
+from engine.cpu.attention_rows import prepare
+from engine.cpu.attention_tiles import ROWS, attend_tiles, tiles_nbytes
+from engine.cpu.host import AMX
 from engine.cpu.jit import Verb, call, field, inlined, kernel
-from engine.cpu.key_bias import add_bias, bias_fields, bias_nbytes, gather_bias
+from engine.cpu.key_bias import add_bias, bias_fields, bias_nbytes
 from engine.cpu.kv_floats import fetch
 from engine.cpu.kv_stage import Chunk
 from engine.cpu.kv_tokens import width
-from engine.cpu.kv_verbs import page_verbs, scratch_nbytes
+from engine.cpu.kv_verbs import scratch_nbytes
 from engine.cpu.memory import Pool
-from engine.cpu.simd import f32x16, load, load_f32, load_i64, store, store_f32, store_i64
-from engine.cpu.softmax import MASKED, clear, combine_row, softmax_row
+from engine.cpu.simd import load_f32, store_i64
+from engine.cpu.softmax import clear, combine_row, softmax_row
 from engine.cpu.team import Program
-from engine.kv.cache import LayerCache, SideCache
+from engine.kv.cache import LayerCache
 from engine.ops import KeyBias
 
 # Query rows of an item: enough to pay for unpacking a page, few enough to stay in L2.
 QUERY_ROWS = 384
+TILED_ROWS = 16  # from which tiles pay
 PART = 1024  # tokens of an item when there is a single query, to within a half
-
-# The argument block: shapes, addresses, then the fields of either side.  The cached tokens are
-# those at the address _START plus _PENDING when the entry runs: one recording serves every token.
-# _PENDING has the sinks taken off.
-_HEADS, _KV_HEADS, _DIM, _TOKENS, _START, _PENDING, _WINDOW, _SPAN, _BLOCK, _PARTS, _UNITS = range(
-    1, 12
-)
-_QUERIES, _OUT, _FACTORS, _PARTIAL, _PARTIAL_NBYTES, _SCRATCH, _SCRATCH_NBYTES = range(12, 19)
-_SINK, _UNIT, _FIRST, _FINISHED, _SLOTS, _K, _V, _BIAS, _BIAS_NBYTES = *range(19, 25), 55, 86, 95
-_PAGE, _SHRUNK, _PACKED, _OPEN, _SINKS, _SMALL, _RECENT = 0, 1, 2, 9, 16, 23, 30
-_TABLE, _VERB, _NBYTES, _PARAMETER, _RUNS = 0, 1, 2, 3, 6  # of _PACKED, _OPEN, _SINKS and _SMALL
-
-
-@inlined
-def _cached(plan):
-    """Tokens in the cache behind the sinks, the queries' own included."""
-    return load_i64(field(plan, _START)) + field(plan, _PENDING)
-
-
-@inlined
-def _stored(plan, side, index):
-    """Where the fields of page `index` begin: packed, smaller, open or sinks."""
-    if index < 0:
-        return side + _SINKS
-    # no page is packed between the queries: the newest tokens and what shares their pages are open
-    first_open = (_cached(plan) - 1 - field(plan, side + _RECENT)) // field(plan, side + _PAGE)
-    if index >= first_open:
-        return side + _OPEN
-    return side + (_SMALL if index < load_i64(field(plan, side + _SHRUNK)) else _PACKED)
-
-
-@inlined
-def _page(plan, side, index, head):
-    """The address of KV head `head` in page `index`."""
-    stored = _stored(plan, side, index)
-    return load_i64(field(plan, stored + _TABLE) + 8 * index) + head * field(plan, stored + _NBYTES)
 
 
 @inlined
 def _alike(plan, a, b):
     """Whether pages are stored in the same way."""
     differences = 0
-    for i in range(_RUNS + 1):
+    for i in range(RUNS + 1):
         differences += field(plan, a + i) != field(plan, b + i)
     return differences == 0
 
@@ -83,9 +90,9 @@ def _alike(plan, a, b):
 @kernel
 def _run_end(plan, side, index, stop):
     """Behind the last page below `stop` that one verb takes together with page `index`."""
-    stored, end = _stored(plan, side, index), index + 1
-    if field(plan, stored + _RUNS) != 0:
-        while end < stop and _alike(plan, _stored(plan, side, end), stored):
+    stored, end = stored_form(plan, side, index), index + 1
+    if field(plan, stored + RUNS) != 0:
+        while end < stop and _alike(plan, stored_form(plan, side, end), stored):
             end += 1
     return end
 
@@ -93,38 +100,19 @@ def _run_end(plan, side, index, stop):
 @kernel
 def _run_verb(plan, side, index, end, head, a, stride, rows, out, scratch):
     """The side's verb on pages `index` to `end` of KV head `head`, for the tokens they hold."""
-    size, stored = field(plan, side + _PAGE), _stored(plan, side, index)
-    n = min(end * size, _cached(plan)) - index * size
+    size, stored = field(plan, side + PAGE), stored_form(plan, side, index)
+    n = min(end * size, cached_tokens(plan)) - index * size
     if index < 0:
-        n = min(field(plan, _SINK), _cached(plan) + field(plan, _SINK))
-    verb, dim, x = field(plan, stored + _VERB), field(plan, _DIM), stored + _PARAMETER
+        n = min(field(plan, SINK), cached_tokens(plan) + field(plan, SINK))
+    verb, dim, x = field(plan, stored + VERB), field(plan, DIM), stored + PARAMETER
     p, r, s = field(plan, x), field(plan, x + 1), field(plan, x + 2)
-    if field(plan, stored + _RUNS) != 0:
-        cells = field(plan, stored + _TABLE) + 8 * index
-        offset = head * field(plan, stored + _NBYTES)
+    if field(plan, stored + RUNS) != 0:
+        cells = field(plan, stored + TABLE) + 8 * index
+        offset = head * field(plan, stored + NBYTES)
         call(verb, (cells, offset, size, n, a, stride, rows, dim, out, scratch, p, r, s))
     else:
-        page = _page(plan, side, index, head)
+        page = page_of(plan, side, index, head)
         call(verb, (page, n, a, stride, rows, dim, out, scratch, p, r, s))
-
-
-@kernel
-def _gather_queries(plan, t0, tokens, head, out):
-    """Rows (t, g) of the block's queries, scaled, zeros behind head_dim."""
-    heads, dim = field(plan, _HEADS), field(plan, _DIM)
-    group, wide = heads // field(plan, _KV_HEADS), width(dim)
-    scale = load_f32(field(plan, _FACTORS))
-    for t in range(tokens):
-        for g in range(group):
-            source = field(plan, _QUERIES) + 4 * ((t0 + t) * heads + head * group + g) * dim
-            row = out + 4 * (t * group + g) * wide
-            whole = dim & ~15
-            for d in range(0, 4 * whole, 64):
-                store(row + d, load(f32x16, source + d) * scale)
-            for d in range(4 * whole, 4 * dim, 4):
-                store_f32(row + d, load_f32(source + d) * scale)
-            for d in range(4 * dim, 4 * wide, 4):
-                store_f32(row + d, np.float32(0))
 
 
 @kernel
@@ -136,32 +124,33 @@ def _attend_span(plan, head, position, rows, s0, s1, span, beyond, acc, scratch)
     page of values in the softmax, the page but one while values are mixed; `beyond` is read after
     this span.
     """
-    group = field(plan, _HEADS) // field(plan, _KV_HEADS)
-    wide, window, stride = width(field(plan, _DIM)), field(plan, _WINDOW), 4 * field(plan, _SPAN)
-    softcap = load_f32(field(plan, _FACTORS) + 4)
+    group = field(plan, HEADS) // field(plan, KV_HEADS)
+    wide, window, stride = width(field(plan, DIM)), field(plan, WINDOW), 4 * field(plan, SPAN)
+    softcap = load_f32(field(plan, FACTORS) + 4)
     scores = scratch + 4 * rows * wide
     buffers = scores + rows * stride
-    rest = buffers + field(plan, _BIAS_NBYTES) + 64
+    rest = buffers + field(plan, BIAS_NBYTES) + 64
     states = acc + 4 * rows * wide
     # pages in front of every query's window are skipped: they may have been evicted
     first = s0 if window == 0 else max(s0, position - window + 1)
-    size, v_size = field(plan, _K + _PAGE), field(plan, _V + _PAGE)
+    size, v_size = field(plan, K + PAGE), field(plan, V + PAGE)
     v_first, v_stop = first // v_size, (s1 + v_size - 1) // v_size
-    following = _page(plan, _V, v_first, head)
-    second = _page(plan, _V, v_first + 1, head) if v_first + 1 < v_stop else beyond
+    following = page_of(plan, V, v_first, head)
+    second = page_of(plan, V, v_first + 1, head) if v_first + 1 < v_stop else beyond
     page, stop = first // size, (s1 + size - 1) // size
     while page < stop:
         # the sinks' page begins where they do
         out = scores + 4 * max(page * size - s0, 0)
-        end = _run_end(plan, _K, page, stop)
-        store_i64(rest - 8, following if end == stop else _page(plan, _K, end, head))
-        _run_verb(plan, _K, page, end, head, scratch, stride, rows, out, rest)
+        end = _run_end(plan, K, page, stop)
+        store_i64(rest - 8, following if end == stop else page_of(plan, K, end, head))
+        _run_verb(plan, K, page, end, head, scratch, stride, rows, out, rest)
         page = end
-    if field(plan, _BIAS) != 0:
+    if field(plan, BIAS) != 0:
         skipped = (first - s0) & ~15
-        sink, out = field(plan, _SINK), scores + 4 * skipped
-        add_bias(plan + 8 * _BIAS, rows, s0 + skipped, s1, sink, out, stride, buffers, rest)
-    nbytes = field(plan, _V + _PACKED + _NBYTES)
+        sink, out = field(plan, SINK), scores + 4 * skipped
+        at = plan + 8 * BIAS
+        add_bias(at, rows, 0, rows, s0 + skipped, s1, sink, out, stride, buffers, rest)
+    nbytes = field(plan, V + PACKED + NBYTES)
     share = (nbytes // 64 + rows - 1) // rows * 64
     for i in range(rows):
         newest = position + i // group
@@ -177,17 +166,17 @@ def _attend_span(plan, head, position, rows, s0, s1, span, beyond, acc, scratch)
     page = v_first
     while page < v_stop:
         weights = scores + 4 * max(page * v_size - s0, 0)
-        end = _run_end(plan, _V, page, v_stop)
+        end = _run_end(plan, V, page, v_stop)
         # a run asks for the page but one by itself
         index = max(page + 2, end)
-        store_i64(rest - 8, _page(plan, _V, index, head) if index < v_stop else beyond)
-        _run_verb(plan, _V, page, end, head, weights, stride, rows, acc, rest)
+        store_i64(rest - 8, page_of(plan, V, index, head) if index < v_stop else beyond)
+        _run_verb(plan, V, page, end, head, weights, stride, rows, acc, rest)
         page = end
 
 
 @inlined
 def _first_page(plan, head, start):
-    return _page(plan, _K, max(0, start) // field(plan, _K + _PAGE), head)
+    return page_of(plan, K, max(0, start) // field(plan, K + PAGE), head)
 
 
 @kernel
@@ -197,45 +186,35 @@ def _attend_block(plan, head, t0, tokens, start, stop, beyond, acc, scratch):
 
     Leaves unnormalized sums float32 [rows, width] at `acc`, then (maximum, sum) per row.
     """
-    group = field(plan, _HEADS) // field(plan, _KV_HEADS)
-    wide, span, rows = width(field(plan, _DIM)), field(plan, _SPAN), tokens * group
-    position, sink = _cached(plan) - field(plan, _TOKENS) + t0, field(plan, _SINK)
-    states = acc + 4 * rows * wide
-    _gather_queries(plan, t0, tokens, head, scratch)
-    if field(plan, _BIAS) != 0:
-        scale, dim = load_f32(field(plan, _FACTORS)), field(plan, _DIM)
-        buffers = scratch + 4 * rows * (wide + span)
-        heads = field(plan, _KV_HEADS)
-        gather_bias(plan + 8 * _BIAS, t0, tokens, group, heads, head, dim, scale, buffers)
-    clear(acc, rows * wide)
-    for i in range(rows):
-        store_f32(states + 8 * i, MASKED)
-        store_f32(states + 8 * i + 4, np.float32(0))
-    cached, unit = _cached(plan), field(plan, _UNIT)
+    group = field(plan, HEADS) // field(plan, KV_HEADS)
+    wide, span, rows = width(field(plan, DIM)), field(plan, SPAN), tokens * group
+    position, sink = cached_tokens(plan) - field(plan, TOKENS) + t0, field(plan, SINK)
+    prepare(plan, t0, tokens, head, acc, rows, scratch, scratch + 4 * rows * (wide + span))
+    cached, unit = cached_tokens(plan), field(plan, UNIT)
     if start < 0:  # sinks are wanted
         s1, some = min(0, stop), (sink + 31) & ~31
         _attend_span(plan, head, position, rows, -sink, s1, some, beyond, acc, scratch)
     for s0 in range(max(0, start) // unit * unit, stop, span):
         s1 = min(s0 + span, stop)
         some = min((s1 - s0 + unit - 1) // unit * unit, (cached - s0 + 31) & ~31)
-        after = beyond if s1 == stop else _page(plan, _K, s1 // field(plan, _K + _PAGE), head)
+        after = beyond if s1 == stop else page_of(plan, K, s1 // field(plan, K + PAGE), head)
         _attend_span(plan, head, position, rows, s0, s1, some, after, acc, scratch)
 
 
 @inlined
 def _part_start(plan, part):
-    whole = part * field(plan, _UNITS) // field(plan, _PARTS)
-    return (field(plan, _FIRST) + whole) * field(plan, _UNIT)
+    whole = part * field(plan, UNITS) // field(plan, PARTS)
+    return (field(plan, FIRST) + whole) * field(plan, UNIT)
 
 
 @kernel
 def _cut_item(plan, item):
     """An item's KV head, first token or less, last token + 1."""
-    parts, stop = field(plan, _PARTS), _cached(plan)
+    parts, stop = field(plan, PARTS), cached_tokens(plan)
     head, part = item // parts, item % parts
-    start = _part_start(plan, part) if part > 0 else -field(plan, _SINK)
-    if field(plan, _WINDOW) != 0:
-        start = max(start, stop - field(plan, _WINDOW))
+    start = _part_start(plan, part) if part > 0 else -field(plan, SINK)
+    if field(plan, WINDOW) != 0:
+        start = max(start, stop - field(plan, WINDOW))
     if part < parts - 1:
         stop = min(stop, _part_start(plan, part + 1))
     return head, start, stop
@@ -244,22 +223,23 @@ def _cut_item(plan, item):
 def _attend_item(plan, item, slot):
     """Item: (KV head, part of the tokens) of a single query; its sums go to its partial."""
     head, start, stop = _cut_item(plan, item)
-    first, slots, parts = _first_page(plan, head, start), field(plan, _SLOTS), field(plan, _PARTS)
+    first, slots, parts = _first_page(plan, head, start), field(plan, SLOTS), field(plan, PARTS)
     if item < slots:  # nobody asked for it
-        fetch(first, field(plan, _K + _PACKED + _NBYTES) // 64)
+        fetch(first, field(plan, K + PACKED + NBYTES) // 64)
     # threads take items in turn, so this is probably the one that this thread takes next
     likely, beyond = item + slots, first
     if likely < field(plan, 0):
         after, its_start, _ = _cut_item(plan, likely)
         beyond = _first_page(plan, after, its_start)
-    acc = field(plan, _PARTIAL) + item * field(plan, _PARTIAL_NBYTES)
-    scratch = field(plan, _SCRATCH) + slot * field(plan, _SCRATCH_NBYTES)
+    acc = field(plan, PARTIAL) + item * field(plan, PARTIAL_NBYTES)
+    scratch = field(plan, SCRATCH) + slot * field(plan, SCRATCH_NBYTES)
     _attend_block(plan, head, 0, 1, start, stop, beyond, acc, scratch)
-    finished = field(plan, _FINISHED) + 8 * head
+    finished = field(plan, FINISHED) + 8 * head
     if atomic_add(finished, 1) + 1 == parts:
         atomic_store(finished, 0)
-        stride = parts * field(plan, _PARTIAL_NBYTES)
-        _combine(plan, head, 0, 1, field(plan, _PARTIAL) + head * stride)
+        stride = parts * field(plan, PARTIAL_NBYTES)
+        group = field(plan, HEADS) // field(plan, KV_HEADS)
+        _combine(plan, head, 0, 1, field(plan, PARTIAL) + head * stride, group)
 
 
 def _attend_rows(arguments, item, slot):
@@ -270,30 +250,35 @@ def _attend_rows(arguments, item, slot):
         item -= field(field(at, 0), 0)
         at += 8
     plan = field(at, 0)
-    tokens, block, kv_heads = field(plan, _TOKENS), field(plan, _BLOCK), field(plan, _KV_HEADS)
+    tokens, block, kv_heads = field(plan, TOKENS), field(plan, BLOCK), field(plan, KV_HEADS)
     blocks = field(plan, 0) // kv_heads
     t0, head = (blocks - 1 - item // kv_heads) * block, item % kv_heads
     count = min(block, tokens - t0)
     # the block's last query sees no further than itself
-    stop, start = _cached(plan) - tokens + t0 + count, -field(plan, _SINK)
-    if field(plan, _WINDOW) != 0:
-        start = max(start, stop - count - field(plan, _WINDOW) + 1)
-    acc = field(plan, _PARTIAL) + slot * field(plan, _PARTIAL_NBYTES)
-    scratch = field(plan, _SCRATCH) + slot * field(plan, _SCRATCH_NBYTES)
-    first = _first_page(plan, head, start)
-    _attend_block(plan, head, t0, count, start, stop, first, acc, scratch)
-    _combine(plan, head, t0, count, acc)
+    stop, start = cached_tokens(plan) - tokens + t0 + count, -field(plan, SINK)
+    if field(plan, WINDOW) != 0:
+        start = max(start, stop - count - field(plan, WINDOW) + 1)
+    acc = field(plan, PARTIAL) + slot * field(plan, PARTIAL_NBYTES)
+    scratch = field(plan, SCRATCH) + slot * field(plan, SCRATCH_NBYTES)
+    rows = count * (field(plan, HEADS) // kv_heads)
+    if field(plan, TILED) != 0 and rows >= TILED_ROWS:
+        attend_tiles(plan, head, t0, count, start, stop, acc, scratch)
+        rows = (rows + ROWS - 1) & -ROWS
+    else:
+        first = _first_page(plan, head, start)
+        _attend_block(plan, head, t0, count, start, stop, first, acc, scratch)
+    _combine(plan, head, t0, count, acc, rows)
 
 
 @kernel
-def _combine(plan, head, t0, tokens, base):
-    """The output of a KV head's queries t0..t0+tokens from its parts, the first at `base`."""
-    heads, dim = field(plan, _HEADS), field(plan, _DIM)
-    group, wide = heads // field(plan, _KV_HEADS), width(dim)
-    parts, stride = field(plan, _PARTS), field(plan, _PARTIAL_NBYTES)
-    rows = tokens * group
-    for i in range(rows):
-        out = field(plan, _OUT) + 4 * ((t0 + i // group) * heads + head * group + i % group) * dim
+def _combine(plan, head, t0, tokens, base, rows):
+    """The output of a KV head's queries t0..t0+tokens from its parts, the first at `base`, whose
+    states stand behind `rows` rows."""
+    heads, dim = field(plan, HEADS), field(plan, DIM)
+    group, wide = heads // field(plan, KV_HEADS), width(dim)
+    parts, stride = field(plan, PARTS), field(plan, PARTIAL_NBYTES)
+    for i in range(tokens * group):
+        out = field(plan, OUT) + 4 * ((t0 + i // group) * heads + head * group + i % group) * dim
         states = base + 4 * rows * wide + 8 * i
         combine_row(parts, stride, states, base + 4 * i * wide, dim, out)
 
@@ -305,18 +290,18 @@ def _cut(arguments, item, slot):
     Field: the attention's argument block.
     """
     plan = field(arguments, 1)
-    cached, unit, heads = _cached(plan), field(plan, _UNIT), field(plan, _KV_HEADS)
-    first, most, usual = 0, field(plan, _SPAN) // unit, max(1, PART // unit)
-    if field(plan, _WINDOW) != 0:
-        first = max(0, cached - field(plan, _WINDOW)) // unit
+    cached, unit, heads = cached_tokens(plan), field(plan, UNIT), field(plan, KV_HEADS)
+    first, most, usual = 0, field(plan, SPAN) // unit, max(1, PART // unit)
+    if field(plan, WINDOW) != 0:
+        first = max(0, cached - field(plan, WINDOW)) // unit
     units = max(1, (cached + unit - 1) // unit - first)
     usual *= 1 + heads % 2
     parts = max(1, (units + usual // 2) // usual) * (1 + heads % 2)
     parts = min(max(parts, (units + most - 1) // most), units)
     store_i64(plan, heads * parts)
-    store_i64(plan + 8 * _PARTS, parts)
-    store_i64(plan + 8 * _FIRST, first)
-    store_i64(plan + 8 * _UNITS, units)
+    store_i64(plan + 8 * PARTS, parts)
+    store_i64(plan + 8 * FIRST, first)
+    store_i64(plan + 8 * UNITS, units)
 
 
 _ATTEND, _ATTEND_ROWS, _CUT = Verb(_attend_item), Verb(_attend_rows), Verb(_cut)
@@ -346,15 +331,23 @@ def attend(
     block = min(most, max(1, QUERY_ROWS * kv_heads // heads))
     unit, span = span, max(span, PART * 3 // 2 // span * span) if tokens == 1 else span
     rows, wide = block * heads // kv_heads, -(-dim // 32) * 32
+    padded = rows if tokens == 1 else -(-rows // ROWS) * ROWS
     parts = 3 + layer.n_ctx // max(unit, PART // unit * unit)
-    partial = pool.take((kv_heads * parts if tokens == 1 else threads, rows * (wide + 2)))
+    partial = pool.take((kv_heads * parts if tokens == 1 else threads, padded * (wide + 2)))
     biased = bias_nbytes(bias, rows)
-    needed = 4 * rows * (wide + span) + biased + 64 + scratch_nbytes(rows, dim, max(sizes))
+    tiled = AMX and rows >= TILED_ROWS and has_tiles(layer.k) and has_tiles(layer.v)
+    few = min(rows, TILED_ROWS) if tiled else rows
+    needed = 4 * few * (wide + span) + biased + 64 + scratch_nbytes(few, dim, max(sizes))
+    if tiled:
+        needed = max(needed, biased + tiles_nbytes(rows, dim, span, max(sizes)))
     scratch = pool.take((threads, -(-needed // 64) * 64), np.uint8)
     factors, finished = np.array([scale, softcap], np.float32), np.zeros(kv_heads, np.int64)
     program.hold(factors, finished, layer.count.position, layer.k.table, layer.v.table)
     program.hold(layer.k.shrunk, layer.v.shrunk)
-    sides = *_side_fields(layer.k, chunk.tables[0]), *_side_fields(layer.v, chunk.tables[1])
+    sides = (
+        *side_fields(layer.k, chunk.tables[0], tiled),
+        *side_fields(layer.v, chunk.tables[1], tiled),
+    )
 
     def plan(cut: slice) -> np.ndarray:
         count = cut.stop - cut.start
@@ -366,6 +359,7 @@ def attend(
             q[cut].ctypes.data, out[cut].ctypes.data, factors.ctypes.data,
             partial.ctypes.data, partial.strides[0], scratch.ctypes.data, scratch.shape[1],
             sink, unit, 0, finished.ctypes.data, threads, *sides, *bias_fields(lacking), biased,
+            tiled,
         )  # fmt: skip
 
     plans = [plan(cut) for cut in reversed(chunk.cuts)]
@@ -376,19 +370,3 @@ def attend(
         items = sum(int(cut[0]) for cut in plans)
         program.add(_ATTEND_ROWS, items, *(cut.ctypes.data for cut in plans))
     return out
-
-
-def _side_fields(side: SideCache, open_table: int) -> tuple[int, ...]:
-    kind, table = side.type, side.table.ctypes.data
-    forms = [
-        (kind.format, kind.page_tokens, table),
-        (kind.open_format, kind.page_tokens, open_table),
-        (kind.sink_format if kind.sink else kind.open_format, kind.sink, table),
-        (kind.small or kind.format, kind.page_tokens, table),
-    ]
-    fields = [kind.page_tokens, side.shrunk.ctypes.data]
-    for stored, tokens, pages in forms:
-        verbs = page_verbs(stored, tokens, side.head_dim)
-        verb = verbs.score if side.side == "k" else verbs.mix
-        fields += [pages, verb, verbs.head_nbytes, *verbs.parameters, verbs.runs]
-    return (*fields, kind.recent)

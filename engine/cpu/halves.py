@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.cpu.amx import pair_bf16
+from engine.cpu.amx import both_bf16, pair_bf16
 from engine.cpu.jit import inlined
-from engine.cpu.simd import bitcast, convert, f32x16, load, store, u16x16, u32x16
+from engine.cpu.simd import bitcast, f32x16, load, store, u32x16
 
 
 @inlined
@@ -16,36 +16,24 @@ def rounded(x):
 
 
 @inlined
-def high_pairs(address, distance):
-    """Pairs of the high halves of the vectors at `address` and `distance` bytes further."""
-    return pair_bf16(load(f32x16, address), load(f32x16, address + distance))
+def store_pairs(x, y, target, low):
+    """A row of a tile: pairs of x and y, their low halves `low` bytes further unless that is 0."""
+    store(target, pair_bf16(x, y))
+    if low != 0:
+        store(target + low, pair_bf16(x - rounded(x), y - rounded(y)))
 
 
 @inlined
-def low_pairs(address, distance):
-    a, b = load(f32x16, address), load(f32x16, address + distance)
-    return pair_bf16(a - rounded(a), b - rounded(b))
-
-
-@inlined
-def paired_row(source, n, target, low, terms):
-    """float32 [n], n a multiple of 32, as pairs of halves, the low ones `low` bytes further."""
-    for c in range(0, 4 * n, 128):
-        store(target + c // 2, high_pairs(source + c, 64))
-        if terms > 1:
-            store(target + low + c // 2, low_pairs(source + c, 64))
-
-
-@inlined
-def _upper(x):
-    return convert(u16x16, bitcast(u32x16, x) >> 16)
+def store_split(x, y, target, low):
+    """Two f32x16 as bfloat16 side by side, their low halves `low` bytes further."""
+    high, high2 = rounded(x), rounded(y)
+    store(target, both_bf16(high, high2))
+    store(target + low, both_bf16(x - high, y - high2))
 
 
 @inlined
 def plain_row(source, n, target, low):
-    """As `paired_row` of both halves, the values in their order."""
-    for c in range(0, 4 * n, 64):
-        x = load(f32x16, source + c)
-        high = rounded(x)
-        store(target + c // 2, _upper(high))
-        store(target + low + c // 2, _upper(rounded(x - high)))
+    """float32 [n], n a multiple of 32, as two halves, the low ones `low` bytes further."""
+    for c in range(0, 4 * n, 128):
+        x, y = load(f32x16, source + c), load(f32x16, source + c + 64)
+        store_split(x, y, target + c // 2, low)

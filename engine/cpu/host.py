@@ -63,3 +63,6 @@ VNNI = _has("avx512f", "avx512bw", "avx512vnni")
 
 AMX = _has("avx512f", "avx512bw", "amx-tile", "amx-bf16", "amx-int8") and _tiles_permitted()
 """Tile registers with products of bfloat16 and of byte matrices."""
+
+BF16 = _has("avx512f", "avx512bw", "avx512bf16")
+"""Conversion of float32 to bfloat16."""

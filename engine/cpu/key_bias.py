@@ -47,7 +47,7 @@ def bias_fields(bias: KeyBias | None) -> tuple[int, ...]:
     if bias is None:
         return (0,) * FIELDS
     pairs = bias.table.shape[1]
-    score = score_verb(pairs % 16 == 0, 0)
+    score = score_verb(pairs % 16 == 0)
     parameters = DECODERS[F32.name].address, 8 * pairs, 2 * pairs
     return (
         bias.queries.ctypes.data, bias.bias.ctypes.data, bias.table.ctypes.data, pairs,
@@ -120,16 +120,18 @@ def _turn(source, angles, target, pairs):
 
 
 @kernel
-def add_bias(plan, rows, start, stop, sink, scores, stride, buffers, rest):
-    """scores[i, t - start] += the bias's part for tokens start..stop, counted behind `sink`."""
+def add_bias(plan, total, first, rows, start, stop, sink, scores, stride, buffers, rest):
+    """scores[i, t - start] += the bias's part for tokens start..stop, counted behind `sink`, and
+    `rows` of the `total` rows, from `first` on."""
     pairs, table, nbytes = field(plan, _PAIRS), field(plan, _TABLE), 8 * field(plan, _PAIRS)
     p, r, s = (
         field(plan, _PARAMETER), field(plan, _PARAMETER + 1), field(plan, _PARAMETER + 2),
     )  # fmt: skip
     wide = width(2 * pairs)
-    turned = buffers + 4 * rows * wide
-    constants = turned + 4 * rows * wide
-    found = constants + 64 * rows
+    turned = buffers + 4 * total * wide
+    constants = turned + 4 * total * wide
+    found = constants + 64 * total
+    buffers, constants = buffers + 4 * first * wide, constants + 4 * first
     for t0 in range(start, stop, STRETCH):
         n = min(STRETCH, stop - t0)
         angles = table + (t0 + sink) * nbytes

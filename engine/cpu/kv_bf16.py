@@ -10,7 +10,7 @@ A run of pages is one loop: waiting for sums to leave the tiles at the end of ev
 configuring them at its beginning, took a third of the time.
 
 Channels are a multiple of 32.  Parameters are those of `engine.cpu.kv_tokens`, which serves other
-widths; many rows are multiplied by its tiles.
+widths.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from engine.cpu.amx import (
     tiles_end,
 )
 from engine.cpu.halves import plain_row
-from engine.cpu.jit import Verb, inlined, kernel
+from engine.cpu.jit import Verb, inlined
 from engine.cpu.kv_floats import (
     fetch,
     lower_pairs,
@@ -37,11 +37,9 @@ from engine.cpu.kv_floats import (
     upper_pairs,
     upper_quads,
 )
-from engine.cpu.kv_tiles import tile_mix, tile_score
 from engine.cpu.simd import f32x16, load, load_i64, store, u16x32, zeros
 
 ROWS = 8  # of a block of query rows
-FEW_ROWS = 12  # up to which making tiles of all keys and values costs more
 STEP = 32  # tokens at a time
 
 
@@ -67,8 +65,7 @@ def _store_scores(sums, out, stride, rows):
         store_folded(sums + 64 * t, out + 4 * t, stride, rows)
 
 
-@kernel
-def _score_few(cells, offset, size, n, q, stride, rows, dim, out, scratch):
+def _score(cells, offset, size, n, q, stride, rows, dim, out, scratch, decoder, nbytes, values):
     words = scratch + 4 * TILE  # behind two pairs of sums
     tiles = words + 4 * ROWS * dim
     block = tiles + 4 * ROWS * dim
@@ -100,15 +97,6 @@ def _score_few(cells, offset, size, n, q, stride, rows, dim, out, scratch):
         square = 2 * scratch + 2 * TILE - square
         _store_scores(square, target, stride, some)
         tiles_end()
-
-
-def _score(cells, offset, size, n, q, stride, rows, dim, out, scratch, decoder, nbytes, values):
-    if rows <= FEW_ROWS:
-        _score_few(cells, offset, size, n, q, stride, rows, dim, out, scratch)
-        return
-    for t in range(0, n, size):
-        page, some, at = load_i64(cells + t // size * 8) + offset, min(size, n - t), out + 4 * t
-        tile_score(page, some, q, stride, rows, dim, at, scratch, decoder, nbytes, values, 2, True)
 
 
 @inlined
@@ -190,8 +178,7 @@ def _copy_rows(source, rows, dim, channels, block):
             store(block + at, load(u16x32, source + at) if t < rows else zeros(u16x32))
 
 
-@kernel
-def _mix_few(cells, offset, size, n, p, stride, rows, dim, out, scratch):
+def _mix(cells, offset, size, n, p, stride, rows, dim, out, scratch, decoder, nbytes, values):
     tiles_begin(scratch)
     for i in range(0, rows, ROWS):
         some, row = min(ROWS, rows - i), p + i * stride
@@ -200,15 +187,6 @@ def _mix_few(cells, offset, size, n, p, stride, rows, dim, out, scratch):
             _mix_channels(cells, offset, size, n, row, stride, some, dim, c, channels, scratch)
             _add_mixes(scratch, some, channels, out + 4 * (i * dim + c), 4 * dim)
     tiles_end()
-
-
-def _mix(cells, offset, size, n, p, stride, rows, dim, out, scratch, decoder, nbytes, values):
-    if rows <= FEW_ROWS:
-        _mix_few(cells, offset, size, n, p, stride, rows, dim, out, scratch)
-        return
-    for t in range(0, n, size):
-        page, some, at = load_i64(cells + t // size * 8) + offset, min(size, n - t), p + 4 * t
-        tile_mix(page, some, at, stride, rows, dim, out, scratch, decoder, nbytes, values, 2, True)
 
 
 SCORE, MIX = Verb(_score), Verb(_mix)

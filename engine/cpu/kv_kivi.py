@@ -17,12 +17,10 @@ from functools import cache
 
 import numpy as np
 
-from engine.cpu import kv_tiles
 from engine.cpu.amx import TILE, tiles_begin, tiles_end
 from engine.cpu.jit import Verb, inlined
 from engine.cpu.kv_integers import block_rows, next_page, sum_at, sums_stride, unpack_sets
-from engine.cpu.kv_page_tiles import MANY_ROWS, TERMS, clear_tiles, key_tiles, value_tiles
-from engine.cpu.kv_tiles import add_mixes, add_scores, left_rows, rooms
+from engine.cpu.kv_page_tiles import clear_tiles, key_tiles, value_tiles
 from engine.cpu.kv_tokens import width
 from engine.cpu.kv_units import products, split_row
 from engine.cpu.simd import (
@@ -85,64 +83,6 @@ def _rooms(scratch, rows, lanes, depth, units):
 
 
 @inlined
-def _tile_rooms(scratch, rows, n, wide):
-    """Those of `kv_tiles`, then addresses of ranges and codes."""
-    square, _, _, tiles, low, left, left_low = rooms(scratch, rows, n, wide)
-    ranges = left + 2 * left_low
-    codes = (ranges + 8 * max(wide, CHUNK) + 63) & ~63
-    return square, tiles, low, left, left_low, ranges, codes
-
-
-@inlined
-def _tile_score(page, n, q, stride, rows, dim, out, scratch, codes_nbytes, group, bits):
-    """For very many rows: pages are decoded."""
-    wide, lanes, steps = width(dim), (dim + 15) & ~15, width(dim) // 32
-    square, tiles, low, left, left_low, ranges, codes = _tile_rooms(scratch, rows, wide, wide)
-    ahead, ones = next_page(page, codes_nbytes, scratch), splat(f32x16, np.float32(1))
-    left_rows(q, 4 * wide, rows, steps, left, left_low, TERMS)
-    tiles_begin(square)
-    for t0 in range(0, n, CHUNK):
-        count = min(CHUNK, n - t0)
-        unpack_sets(page + t0 * lanes // 8 * bits, count * lanes // 64, bits, codes, ahead)
-        for t in range(0, count, 16):
-            if t % group == 0:
-                stored = page + codes_nbytes + (t0 + t) // group * 4 * lanes
-                _load_ranges(stored, lanes, 0, lanes, np.float32(0), ranges)
-            tile, s, m = tiles + TILE * steps * (t // 16), ranges, ranges + 4 * lanes
-            key_tiles(codes + t * lanes, lanes, wide, s, m, np.float32(0), ones, tile, low)
-        target = out + 4 * t0
-        add_scores(
-            left, left_low, tiles, low, rows, steps, count, target, stride, square, TERMS
-        )  # fmt: skip
-    tiles_end()
-
-
-@inlined
-def _tile_mix(page, n, p, stride, rows, dim, out, scratch, codes_nbytes, group, bits):
-    """For very many rows: pages are decoded."""
-    wide, lanes = width(dim), (dim + 15) & ~15
-    square, tiles, low, left, left_low, ranges, codes = _tile_rooms(scratch, rows, CHUNK, wide)
-    ahead = next_page(page, codes_nbytes, scratch)
-    for t0 in range(0, n, CHUNK):
-        count = min(CHUNK, n - t0)
-        steps = count // 32
-        left_rows(p + 4 * t0, stride, rows, steps, left, left_low, TERMS)
-        for c in range(0, lanes, 16):
-            if c % group == 0:
-                stored = page + codes_nbytes + c // group * 4 * n
-                _load_ranges(stored, n, t0, count, np.float32(0), ranges)
-            unpack_sets(page + (c * n + 16 * t0) // 8 * bits, count // 4, bits, codes, ahead)
-            tile = tiles + TILE * steps * (c // 16)
-            value_tiles(codes, count, ranges, ranges + 4 * count, tile, low)
-        first = lanes // 16 * steps
-        clear_tiles(tiles + TILE * first, wide // 16 * steps - first, low)
-        tiles_begin(square)
-        add_mixes(left, left_low, tiles, low, rows, steps, out, wide, square, TERMS)
-        tiles_end()
-    _clear_padding(out, rows, dim, lanes, wide)
-
-
-@inlined
 def _clear_padding(out, rows, dim, lanes, wide):
     """The minima that no channel of the padding has."""
     for i in range(rows):
@@ -155,9 +95,6 @@ def score_verb(bits: int, tiles: bool) -> Verb:
     """score for pages of `bits` bits a code."""
 
     def score(page, n, q, stride, rows, dim, out, scratch, codes_nbytes, group, unused):
-        if tiles and rows >= MANY_ROWS:
-            _tile_score(page, n, q, stride, rows, dim, out, scratch, codes_nbytes, group, bits)
-            return
         wide, lanes, depth = width(dim), (dim + 15) & ~15, (dim + 63) & ~63
         block, center = block_rows(rows), np.float32(1 << (bits - 1))
         sums, ranges, folded, factors, planes, codes = _rooms(
@@ -199,9 +136,6 @@ def mix_verb(bits: int, tiles: bool) -> Verb:
     """mix for pages of `bits` bits a code."""
 
     def mix(page, n, p, stride, rows, dim, out, scratch, codes_nbytes, group, unused):
-        if tiles and rows >= MANY_ROWS:
-            _tile_mix(page, n, p, stride, rows, dim, out, scratch, codes_nbytes, group, bits)
-            return
         wide, lanes, depth = width(dim), (dim + 15) & ~15, (min(n, CHUNK) + 63) & ~63
         block, center = block_rows(rows), np.float32(1 << (bits - 1))
         sums, ranges, folded, factors, planes, codes = _rooms(
@@ -247,6 +181,60 @@ def scratch_nbytes(rows: int, lanes: int) -> int:
     """Bytes that either verb may need for `rows` query rows and `lanes` padded channels."""
     depth = max(-(-lanes // 64) * 64, CHUNK)
     sums, codes = 2 * 16 * (4 * 64 + 64), CHUNK * (lanes + 64) + 16 * depth
-    folded = sums + 12 * depth + (8 + 2 * depth) * (rows + 15) + codes + 1024
-    tiles = kv_tiles.scratch_nbytes(rows, -(-lanes // 32) * 32) + 8 * depth + codes + 128
-    return max(folded, tiles)
+    return sums + 12 * depth + (8 + 2 * depth) * (rows + 15) + codes + 1024
+
+
+@inlined
+def _tile_rooms(scratch, lanes):
+    """Addresses of ranges and codes."""
+    return scratch, scratch + 8 * max(lanes, CHUNK)
+
+
+def tiles_scratch_nbytes(lanes: int) -> int:
+    """Bytes that the verbs for tiles need."""
+    return 8 * max(lanes, CHUNK) + CHUNK * lanes
+
+
+@cache  # callers keep addresses
+def key_verb(bits: int) -> Verb:
+    """Tiles of keys of `bits` bits a code; see `engine.cpu.kv_tiles`."""
+
+    def tiles(page, n, dim, target, low, apart, scratch, codes_nbytes, group, unused):
+        wide, lanes, zero = width(dim), (dim + 15) & ~15, np.float32(0)
+        ones = splat(f32x16, np.float32(1))
+        ranges, codes = _tile_rooms(scratch, lanes)
+        for t in range(0, n, 16):
+            if t % CHUNK == 0:
+                steps = min(CHUNK, n - t) * lanes // 64
+                unpack_sets(page + t * lanes // 8 * bits, steps, bits, codes, 0)
+            if t % group == 0:
+                stored = page + codes_nbytes + t // group * 4 * lanes
+                _load_ranges(stored, lanes, 0, lanes, zero, ranges)
+            unit, m = codes + t % CHUNK * lanes, ranges + 4 * lanes
+            key_tiles(unit, lanes, wide, ranges, m, zero, ones, target, low)
+            target += apart
+
+    return Verb(tiles)
+
+
+@cache  # callers keep addresses
+def value_verb(bits: int) -> Verb:
+    """Tiles of values of `bits` bits a code."""
+
+    def tiles(page, n, dim, target, low, apart, scratch, codes_nbytes, group, unused):
+        wide, lanes = width(dim), (dim + 15) & ~15
+        ranges, codes = _tile_rooms(scratch, lanes)
+        for t0 in range(0, n, CHUNK):
+            count = min(CHUNK, n - t0)
+            for c in range(0, lanes, 16):
+                if c % group == 0:
+                    stored = page + codes_nbytes + c // group * 4 * n
+                    _load_ranges(stored, n, t0, count, np.float32(0), ranges)
+                unpack_sets(page + (c * n + 16 * t0) // 8 * bits, count // 4, bits, codes, 0)
+                tile = target + c // 16 * apart
+                value_tiles(codes, count, ranges, ranges + 4 * count, tile, low)
+            if lanes < wide:
+                clear_tiles(target + lanes // 16 * apart, low, count // 32)
+            target += TILE * (count // 32)
+
+    return Verb(tiles)

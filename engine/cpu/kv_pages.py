@@ -19,7 +19,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from engine.cpu import kv_direct, kv_tiles
+from engine.cpu import kv_direct
 from engine.cpu.amx import TILE, tiles_begin, tiles_end
 from engine.cpu.jit import Verb, inlined
 from engine.cpu.kv_direct import CHUNK
@@ -33,16 +33,9 @@ from engine.cpu.kv_integers import (
     sums_stride,
     unpack_sets,
 )
-from engine.cpu.kv_page_tiles import (
-    MANY_ROWS,
-    TERMS,
-    channel_tiles,
-    clear_tiles,
-    key_tiles,
-)
+from engine.cpu.kv_page_tiles import channel_tiles, clear_tiles, key_tiles
 from engine.cpu.kv_ranges import load_norms, load_ranges
 from engine.cpu.kv_runs import announce
-from engine.cpu.kv_tiles import add_mixes, add_scores, left_rows, rooms
 from engine.cpu.kv_tokens import width
 from engine.cpu.simd import (
     f32x16,
@@ -78,8 +71,7 @@ def scratch_nbytes(rows: int, head_dim: int) -> int:
     depth = max(-(-head_dim // 64) * 64, CHUNK)
     fixed = 2 * 16 * (4 * depth + 64) + 4 * depth + 8 * lanes + 4 * CHUNK + 64
     tiles = fixed + (16 + 2 * depth) * (rows + 15) + CHUNK * (lanes + 64) + 1024
-    decoded = kv_tiles.scratch_nbytes(rows, lanes) + 8 * lanes + CHUNK * (lanes + 4) + 128
-    return max(tiles, decoded, kv_direct.scratch_nbytes(rows, head_dim))
+    return max(tiles, kv_direct.scratch_nbytes(rows, head_dim))
 
 
 @inlined
@@ -161,65 +153,8 @@ def _tile_mix(page, n, p, stride, rows, dim, out, scratch, codes_nbytes, parts, 
 
 
 @inlined
-def _decoded_rooms(scratch, rows, n, wide):
-    """Those of `kv_tiles`, then addresses of ranges, norms and codes."""
-    square, _, _, tiles, low, left, left_low = rooms(scratch, rows, n, wide)
-    ranges = left + 2 * left_low
-    norms = ranges + 8 * wide
-    codes = (norms + 4 * CHUNK + 63) & ~63
-    return square, tiles, low, left, left_low, ranges, norms, codes
-
-
-@inlined
-def _decoded_score(page, n, q, stride, rows, dim, out, scratch, codes_nbytes, parts, bits):
-    """For very many rows; the caller configures the tiles."""
-    wide, lanes, steps = width(dim), (dim + 15) & ~15, width(dim) // 32
-    square, tiles, low, left, left_low, ranges, norms, codes = _decoded_rooms(
-        scratch, rows, wide, wide
-    )
-    ahead, center = next_page(page, codes_nbytes, scratch), np.float32(1 << (bits - 1))
-    load_ranges(page, n, lanes, codes_nbytes, bits, parts, ranges)
-    left_rows(q, 4 * wide, rows, steps, left, left_low, TERMS)
-    for t0 in range(0, n, CHUNK):
-        count = min(CHUNK, n - t0)
-        load_norms(page, codes_nbytes, t0, count, parts, norms)
-        unpack_sets(page + t0 * lanes // 8 * bits, count * lanes // 64, bits, codes, ahead)
-        for t in range(0, count, 16):
-            tile, norm = tiles + TILE * steps * (t // 16), load(f32x16, norms + 4 * t)
-            unit, m = codes + t * lanes, ranges + 4 * lanes
-            key_tiles(unit, lanes, wide, ranges, m, center, norm, tile, low)
-        target = out + 4 * t0
-        add_scores(left, left_low, tiles, low, rows, steps, count, target, stride, square, TERMS)
-
-
-@inlined
-def _decoded_mix(page, n, p, stride, rows, dim, out, scratch, codes_nbytes, parts, bits):
-    """For very many rows; the caller configures the tiles."""
-    wide, lanes, center = width(dim), (dim + 15) & ~15, np.float32(1 << (bits - 1))
-    square, tiles, low, left, left_low, ranges, norms, codes = _decoded_rooms(
-        scratch, rows, CHUNK, wide
-    )
-    ahead = next_page(page, codes_nbytes, scratch)
-    load_ranges(page, n, lanes, codes_nbytes, bits, parts, ranges)
-    for t0 in range(0, n, CHUNK):
-        count = min(CHUNK, n - t0)
-        steps = count // 32
-        load_norms(page, codes_nbytes, t0, count, parts, norms)
-        left_rows(p + 4 * t0, stride, rows, steps, left, left_low, TERMS)
-        for c in range(0, lanes, 16):
-            unpack_sets(page + (c * n + 16 * t0) // 8 * bits, count // 4, bits, codes, ahead)
-            tile, s, m = tiles + TILE * steps * (c // 16), ranges + 4 * c, ranges + 4 * (lanes + c)
-            channel_tiles(codes, count, s, m, center, norms, tile, low)
-        first = lanes // 16 * steps
-        clear_tiles(tiles + TILE * first, wide // 16 * steps - first, low)
-        add_mixes(left, left_low, tiles, low, rows, steps, out, wide, square, TERMS)
-
-
-@inlined
 def _score(page, n, q, stride, rows, dim, out, scratch, codes_nbytes, parts, bits, tiles):
-    if tiles and rows >= MANY_ROWS:
-        _decoded_score(page, n, q, stride, rows, dim, out, scratch, codes_nbytes, parts, bits)
-    elif tiles and rows > FEW_ROWS:
+    if tiles and rows > FEW_ROWS:
         _tile_score(page, n, q, stride, rows, dim, out, scratch, codes_nbytes, parts, bits)
     else:
         kv_direct.score(page, n, q, stride, rows, dim, out, scratch, codes_nbytes, parts, bits)
@@ -227,9 +162,7 @@ def _score(page, n, q, stride, rows, dim, out, scratch, codes_nbytes, parts, bit
 
 @inlined
 def _mix(page, n, p, stride, rows, dim, out, scratch, codes_nbytes, parts, bits, tiles):
-    if tiles and rows >= MANY_ROWS:
-        _decoded_mix(page, n, p, stride, rows, dim, out, scratch, codes_nbytes, parts, bits)
-    elif tiles and rows > FEW_ROWS:
+    if tiles and rows > FEW_ROWS:
         _tile_mix(page, n, p, stride, rows, dim, out, scratch, codes_nbytes, parts, bits)
     else:
         kv_direct.mix(page, n, p, stride, rows, dim, out, scratch, codes_nbytes, parts, bits)
@@ -280,3 +213,57 @@ def mix_verb(bits: int, tiles: bool) -> Verb:
         _end(rows, tiles)
 
     return Verb(mix)
+
+
+@inlined
+def _tile_rooms(scratch, lanes):
+    """Addresses of ranges, norms and codes."""
+    norms = scratch + 8 * lanes
+    return scratch, norms, (norms + 4 * CHUNK + 63) & ~63
+
+
+def tiles_scratch_nbytes(lanes: int) -> int:
+    """Bytes that the verbs for tiles need."""
+    return 8 * lanes + CHUNK * (lanes + 4) + 64
+
+
+@lru_cache(maxsize=32)
+def key_verb(bits: int) -> Verb:
+    """Tiles of keys of `bits` bits a code; see `engine.cpu.kv_tiles`."""
+
+    def tiles(page, n, dim, target, low, apart, scratch, codes_nbytes, parts, _):
+        wide, lanes, center = width(dim), (dim + 15) & ~15, np.float32(1 << (bits - 1))
+        ranges, norms, codes = _tile_rooms(scratch, lanes)
+        load_ranges(page, n, lanes, codes_nbytes, bits, parts, ranges)
+        for t0 in range(0, n, CHUNK):
+            count = min(CHUNK, n - t0)
+            load_norms(page, codes_nbytes, t0, count, parts, norms)
+            unpack_sets(page + t0 * lanes // 8 * bits, count * lanes // 64, bits, codes, 0)
+            for t in range(0, count, 16):
+                unit, norm, m = codes + t * lanes, load(f32x16, norms + 4 * t), ranges + 4 * lanes
+                key_tiles(unit, lanes, wide, ranges, m, center, norm, target, low)
+                target += apart
+
+    return Verb(tiles)
+
+
+@lru_cache(maxsize=32)
+def value_verb(bits: int) -> Verb:
+    """Tiles of values of `bits` bits a code."""
+
+    def tiles(page, n, dim, target, low, apart, scratch, codes_nbytes, parts, _):
+        wide, lanes, center = width(dim), (dim + 15) & ~15, np.float32(1 << (bits - 1))
+        ranges, norms, codes = _tile_rooms(scratch, lanes)
+        load_ranges(page, n, lanes, codes_nbytes, bits, parts, ranges)
+        for t0 in range(0, n, CHUNK):
+            count = min(CHUNK, n - t0)
+            load_norms(page, codes_nbytes, t0, count, parts, norms)
+            for c in range(0, lanes, 16):
+                unpack_sets(page + (c * n + 16 * t0) // 8 * bits, count // 4, bits, codes, 0)
+                s, m, tile = ranges + 4 * c, ranges + 4 * (lanes + c), target + c // 16 * apart
+                channel_tiles(codes, count, s, m, center, norms, tile, low)
+            if lanes < wide:
+                clear_tiles(target + lanes // 16 * apart, low, count // 32)
+            target += TILE * (count // 32)
+
+    return Verb(tiles)

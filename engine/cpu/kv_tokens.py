@@ -10,7 +10,6 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from engine.cpu import kv_tiles
 from engine.cpu.jit import Verb, call, inlined, kernel
 from engine.cpu.kv_floats import (
     add_products,
@@ -21,10 +20,8 @@ from engine.cpu.kv_floats import (
     store_sums,
     zero_sums,
 )
-from engine.cpu.kv_tiles import tile_mix, tile_score
 from engine.cpu.simd import f32x16, store, zeros
 
-FEW_ROWS = 12  # up to which float32 products cost no more than making tiles
 BLOCK = 16  # tokens decoded at a time: their float32 rows stay in the first-level cache
 
 
@@ -125,17 +122,11 @@ def _block_mixes(p, stride, rows, tokens, count, wide, out, ahead, nbytes):
 
 
 @cache  # callers keep addresses
-def score_verb(joined: bool, terms: int) -> Verb:
-    """score; unless `terms` is 0, many rows are multiplied by tiles with `kv_tiles`' terms."""
+def score_verb(joined: bool) -> Verb:
+    """score; `joined`: one call decodes many rows."""
 
     def score(page, n, q, stride, rows, dim, out, scratch, decoder, row_nbytes, values):
         wide = width(dim)
-        if terms and rows > FEW_ROWS:
-            tile_score(
-                page, n, q, stride, rows, wide, out, scratch, decoder, row_nbytes, values,
-                terms, joined,
-            )  # fmt: skip
-            return
         tokens = scratch + 4 * 1024
         clear_block(tokens, wide, joined)
         for t in range(0, n, BLOCK):
@@ -148,17 +139,11 @@ def score_verb(joined: bool, terms: int) -> Verb:
 
 
 @cache  # callers keep addresses
-def mix_verb(joined: bool, terms: int) -> Verb:
-    """mix; `terms` as in `score_verb`."""
+def mix_verb(joined: bool) -> Verb:
+    """mix; `joined` as in `score_verb`."""
 
     def mix(page, n, p, stride, rows, dim, out, scratch, decoder, row_nbytes, values):
         wide = width(dim)
-        if terms and rows > FEW_ROWS:
-            tile_mix(
-                page, n, p, stride, rows, wide, out, scratch, decoder, row_nbytes, values,
-                terms, joined,
-            )  # fmt: skip
-            return
         clear_block(scratch, wide, joined)
         for t in range(0, n, BLOCK):
             count, at = min(BLOCK, n - t), page + t * row_nbytes
@@ -169,7 +154,6 @@ def mix_verb(joined: bool, terms: int) -> Verb:
     return Verb(mix)
 
 
-def scratch_nbytes(rows: int, head_dim: int) -> int:
+def scratch_nbytes(head_dim: int) -> int:
     """Bytes that score or mix need."""
-    wide = -(-head_dim // 32) * 32
-    return max(4 * 1024 + 4 * BLOCK * wide, kv_tiles.scratch_nbytes(rows, wide))
+    return 4 * 1024 + 4 * BLOCK * -(-head_dim // 32) * 32

@@ -15,8 +15,9 @@ mix for the page but one.
 
 Behind the n tokens, up to the next multiple of 32, score may write anything, and mix ignores what
 is finite.  Pages of codes are multiplied by 16-bit integers, a few rows with tokens' codes by 23
-bits or, in mixes of the commonest blocks, as float32.  Other tokens are multiplied as float32, by
-many rows on hosts with tile registers as two bfloat16 halves (f32 never), bf16 by few rows too.
+bits or, in mixes of the commonest blocks, as float32.  Other tokens are multiplied as float32, bf16
+on hosts with tile registers as two bfloat16 halves.  Many rows meet tiles there instead
+(`engine.cpu.kv_tiles`), unless a side is f32.
 There is a pair for all token formats, one for bf16 on tile registers, one for codes in blocks and
 one for rows of codes (with ranges and without), one for the water-filled page formats, and a pair
 per number of bits for the others.
@@ -34,6 +35,7 @@ from engine.cpu import (
     kv_kivi,
     kv_pages,
     kv_ranges,
+    kv_tiles,
     kv_tokens,
     kv_waterfill,
 )
@@ -60,6 +62,17 @@ class PageVerbs:
     runs: bool
 
 
+@dataclass(frozen=True)
+class TileVerbs:
+    """Addresses of the verbs that make tiles of keys and of values, their parameters, and whether
+    bfloat16 holds all tokens exactly."""
+
+    keys: int
+    values: int
+    parameters: tuple[int, int, int]
+    exact: bool
+
+
 def supported(kind: KVFormat) -> bool:
     """Whether there are verbs for the format."""
     if isinstance(kind, TokenFormat):
@@ -67,16 +80,20 @@ def supported(kind: KVFormat) -> bool:
     return isinstance(kind, ChannelFormat | KiviFormat | WaterFilledFormat)
 
 
+def _joined(kind: TokenFormat, head_dim: int) -> bool:
+    """Whether rows have no padding, so that one call decodes many."""
+    return isinstance(kind, BlockFormat) and kind.channels(head_dim) % 32 == 0
+
+
 def _token_verbs(
     kind: TokenFormat, head_dim: int, tiles: bool
 ) -> tuple[Verb, Verb, tuple[int, int, int]]:
-    terms = (2 if kind == BF16 else 3) if tiles and kind != F32 else 0
     channels, row_nbytes = kind.channels(head_dim), kind.row_nbytes(head_dim)
-    joined = isinstance(kind, BlockFormat) and channels % 32 == 0
+    joined = _joined(kind, head_dim)
     if tiles and kind == BF16 and head_dim % 32 == 0:
         score, mix = kv_bf16.SCORE, kv_bf16.MIX
     else:
-        score, mix = kv_tokens.score_verb(joined, terms), kv_tokens.mix_verb(joined, terms)
+        score, mix = kv_tokens.score_verb(joined), kv_tokens.mix_verb(joined)
     parameters = (DECODERS[kind.name].address, row_nbytes, channels)
     codes = codes_of(kind, head_dim)
     if codes is None:
@@ -113,11 +130,45 @@ def page_verbs(kind: KVFormat, page_tokens: int, head_dim: int, tiles: bool = AM
     return PageVerbs(score.address, mix.address, nbytes, parameters, runs)
 
 
+@lru_cache(maxsize=64)
+def tile_verbs(kind: KVFormat, page_tokens: int, head_dim: int) -> TileVerbs | None:
+    """The verbs of a supported format on tile registers; None for f32, which they do not serve."""
+    if kind == F32:
+        return None
+    parameters = page_verbs(kind, page_tokens, head_dim).parameters
+    if isinstance(kind, TokenFormat):
+        joined = _joined(kind, head_dim)
+        keys, values = kv_tiles.key_verb(joined), kv_tiles.value_verb(joined)
+        if kind == BF16 and head_dim % 32 == 0:
+            keys, values = kv_tiles.BF16_KEYS, kv_tiles.BF16_VALUES
+        channels, row_nbytes = kind.channels(head_dim), kind.row_nbytes(head_dim)
+        parameters = (DECODERS[kind.name].address, row_nbytes, channels)
+    elif isinstance(kind, WaterFilledFormat):
+        keys, values = kv_waterfill.KEY_TILES, kv_waterfill.VALUE_TILES
+    elif isinstance(kind, KiviFormat):
+        keys, values = kv_kivi.key_verb(kind.bits), kv_kivi.value_verb(kind.bits)
+    else:
+        assert isinstance(kind, ChannelFormat)
+        keys, values = kv_pages.key_verb(kind.bits), kv_pages.value_verb(kind.bits)
+    return TileVerbs(keys.address, values.address, parameters, kind == BF16)
+
+
+def tiles_scratch_nbytes(head_dim: int, page_tokens: int) -> int:
+    """Bytes that any verb for tiles may need."""
+    lanes = padded_dim(head_dim)
+    return max(
+        kv_tiles.scratch_nbytes(-(-head_dim // 32) * 32),
+        kv_pages.tiles_scratch_nbytes(lanes),
+        kv_kivi.tiles_scratch_nbytes(lanes),
+        kv_waterfill.tiles_scratch_nbytes(lanes, page_tokens),
+    )
+
+
 def scratch_nbytes(rows: int, head_dim: int, page_tokens: int) -> int:
     """Bytes that any verb may need for `rows` query rows."""
     lanes = padded_dim(head_dim)
     return 64 + max(
-        kv_tokens.scratch_nbytes(rows, head_dim),
+        kv_tokens.scratch_nbytes(head_dim),
         kv_bf16.scratch_nbytes(head_dim),
         kv_blocks.scratch_nbytes(head_dim),
         kv_pages.scratch_nbytes(rows, head_dim),

@@ -17,19 +17,12 @@ from functools import cache
 
 import numpy as np
 
-from engine.cpu import kv_tiles
 from engine.cpu.amx import TILE, tiles_begin, tiles_end
 from engine.cpu.gather import look_up_row, scatter
+from engine.cpu.halves import store_pairs
 from engine.cpu.jit import Verb, inlined
 from engine.cpu.kv_integers import block_rows, next_page, sum_at, sums_stride
-from engine.cpu.kv_page_tiles import (
-    MANY_ROWS,
-    TERMS,
-    clear_tiles,
-    key_tiles,
-    scaled,
-    store_halves,
-)
+from engine.cpu.kv_page_tiles import clear_half, clear_tiles, key, scaled
 from engine.cpu.kv_sorted import (
     CENTER,
     WIDTHS,
@@ -39,7 +32,6 @@ from engine.cpu.kv_sorted import (
     sort,
     unpack_set,
 )
-from engine.cpu.kv_tiles import add_mixes, add_scores, left_rows, rooms
 from engine.cpu.kv_tokens import width
 from engine.cpu.kv_units import products, split_row
 from engine.cpu.simd import (
@@ -87,52 +79,6 @@ def _unpack_keys(page, n, unit, counts, spare, target, ahead):
 
 
 @inlined
-def _tile_rooms(scratch, rows, n, wide, lanes, tokens):
-    """Those of `kv_tiles`, then addresses of ranges, norms, counts, order, a row and codes."""
-    square, _, _, tiles, low, left, left_low = rooms(scratch, rows, n, wide)
-    ranges = left + 2 * left_low
-    norms = ranges + 8 * lanes
-    counts = norms + 4 * tokens
-    order = counts + 8 * WIDTHS
-    row = order + 4 * lanes + 64
-    codes = (row + 8 * wide + 512 + 127) & ~63
-    return square, tiles, low, left, left_low, ranges, norms, counts, order, row, codes
-
-
-@inlined
-def _tile_score(page, n, q, stride, rows, dim, out, scratch, codes_nbytes):
-    """For very many rows: pages are decoded, in the sorted order that queries are put into."""
-    wide, lanes, steps = width(dim), (dim + 15) & ~15, width(dim) // 32
-    square, tiles, low, left, left_low, ranges, norms, counts, order, row, codes = _tile_rooms(
-        scratch, rows, wide, wide, lanes, n
-    )
-    ahead = next_page(page, codes_nbytes, scratch)
-    widths, norm_codes, middles, sizes, pairs = parts(page, n, lanes, codes_nbytes)
-    sort(widths, lanes, order, counts)
-    load_ranges(middles, sizes, pairs, lanes, ranges)
-    load_norms(norm_codes, pairs, n, norms)
-    for c in range(lanes, wide, 16):
-        store(row + 4 * c, zeros(f32x16))
-    for i in range(rows):
-        for c in range(0, 4 * lanes, 64):
-            store(row + c, look_up_row(q + 4 * i * wide, lanes, load(i32x16, order + c)))
-        left_rows(row, 0, 1, steps, left + 64 * i * steps, left_low, TERMS)
-    _unpack_keys(page, n, 16 * lanes, counts, row, codes, ahead)
-    tiles_begin(square)
-    for t0 in range(0, n, CHUNK):
-        count = min(CHUNK, n - t0)
-        for t in range(0, count, 16):
-            tile, unit = tiles + TILE * steps * (t // 16), codes + (t0 + t) * lanes
-            norm = load(f32x16, norms + 4 * (t0 + t))
-            key_tiles(unit, lanes, wide, ranges, ranges + 4 * lanes, _CENTER, norm, tile, low)
-        target = out + 4 * t0
-        add_scores(
-            left, left_low, tiles, low, rows, steps, count, target, stride, square, TERMS
-        )  # fmt: skip
-    tiles_end()
-
-
-@inlined
 def _fold_row(q, order, ranges, lanes, folded):
     """q s in the sorted order at `folded`; returns q . middle."""
     exact = zeros(f32x16)
@@ -146,9 +92,6 @@ def _fold_row(q, order, ranges, lanes, folded):
 @cache  # callers keep addresses
 def score_verb(tiles: bool) -> Verb:
     def score(page, n, q, stride, rows, dim, out, scratch, codes_nbytes, unused, unused2):
-        if tiles and rows >= MANY_ROWS:
-            _tile_score(page, n, q, stride, rows, dim, out, scratch, codes_nbytes)
-            return
         wide, lanes, depth = width(dim), (dim + 15) & ~15, (dim + 63) & ~63
         block = block_rows(rows)
         padded = (rows + block - 1) // block * block
@@ -235,60 +178,9 @@ def _weigh_row(p, norms, count, weights):
     return reduce_add(mass)
 
 
-@inlined
-def _value_rows(codes, unit, t, lanes, ranges, norms, places, row, tile, apart, low):
-    """The tiles' rows of tokens t and t + 16, `apart` bytes from group to group of channels."""
-    first, second = splat(f32x16, load_f32(norms)), splat(f32x16, load_f32(norms + 64))
-    at, i = codes + 16 * (t & ~3), t & 3
-    for c in range(0, lanes, 16):
-        step, s, m = at + unit * (c // 16), ranges + 4 * c, ranges + 4 * (lanes + c)
-        x = scaled(load(u32x16, step), i, s, m, _CENTER, first)
-        y = scaled(load(u32x16, step + 256), i, s, m, _CENTER, second)
-        store_halves(x, y, row + 4 * c, 4 * lanes + 128)
-    for c in range(0, lanes, 16):
-        place = load(i32x16, places + 4 * c)
-        store(tile + c // 16 * apart, look_up_row(row, lanes, place))
-        store(tile + c // 16 * apart + low, look_up_row(row + 4 * lanes + 128, lanes, place))
-
-
-@inlined
-def _tile_mix(page, n, p, stride, rows, dim, out, scratch, codes_nbytes):
-    """For very many rows: pages are decoded, and taken out of the sorted order."""
-    wide, lanes, unit = width(dim), (dim + 15) & ~15, 16 * CHUNK
-    square, tiles, low, left, left_low, ranges, norms, counts, places, row, codes = _tile_rooms(
-        scratch, rows, CHUNK, wide, lanes, n
-    )
-    order = codes + lanes * CHUNK
-    ahead = next_page(page, codes_nbytes, scratch)
-    widths, norm_codes, middles, sizes, pairs = parts(page, n, lanes, codes_nbytes)
-    sort(widths, lanes, order, counts)
-    load_ranges(middles, sizes, pairs, lanes, ranges)
-    load_norms(norm_codes, pairs, n, norms)
-    _find_places(order, lanes, dim, ranges, places)
-    for t0 in range(0, n, CHUNK):
-        count = min(CHUNK, n - t0)
-        steps = count // 32
-        left_rows(p + 4 * t0, stride, rows, steps, left, left_low, TERMS)
-        _unpack_values(page, n, t0, count, counts, codes, CHUNK, ahead)
-        for t in range(0, count, 32):
-            for k in range(16):
-                tile, norm = tiles + TILE * (t // 32) + 64 * k, norms + 4 * (t0 + t + k)
-                _value_rows(
-                    codes, unit, t + k, lanes, ranges, norm, places, row, tile, TILE * steps, low
-                )  # fmt: skip
-        first = lanes // 16 * steps
-        clear_tiles(tiles + TILE * first, wide // 16 * steps - first, low)
-        tiles_begin(square)
-        add_mixes(left, left_low, tiles, low, rows, steps, out, wide, square, TERMS)
-        tiles_end()
-
-
 @cache  # callers keep addresses
 def mix_verb(tiles: bool) -> Verb:
     def mix(page, n, p, stride, rows, dim, out, scratch, codes_nbytes, unused, unused2):
-        if tiles and rows >= MANY_ROWS:
-            _tile_mix(page, n, p, stride, rows, dim, out, scratch, codes_nbytes)
-            return
         wide, lanes, depth = width(dim), (dim + 15) & ~15, (min(n, CHUNK) + 63) & ~63
         block, stride_sums = block_rows(rows), sums_stride(((dim + 15) & ~15) // 16)
         padded = (rows + block - 1) // block * block
@@ -351,7 +243,81 @@ def scratch_nbytes(rows: int, lanes: int, page_tokens: int) -> int:
     codes = max(tokens * channels + 16 * channels, (channels + 16) * CHUNK)
     sums = 2 * 16 * (4 * deep + 128)
     small = 4 * tokens + 16 * padded + 24 * channels + 4 * deep + 8 * WIDTHS + 1024
-    wide = -(-lanes // 32) * 32
-    rest = 4 * tokens + 24 * wide + 8 * WIDTHS + max(tokens, CHUNK) * wide + 1024
-    tiles = kv_tiles.scratch_nbytes(rows, wide) + rest
-    return max(2 * padded * deep + codes + sums + small, tiles)
+    return 2 * padded * deep + codes + sums + small
+
+
+@inlined
+def _tile_rooms(scratch, n, lanes):
+    """Addresses of ranges, norms, counts, order, places, rows and codes."""
+    norms = scratch + 8 * lanes
+    counts = norms + 4 * n
+    order = counts + 8 * WIDTHS
+    places = order + 4 * lanes + 64
+    row = places + 4 * lanes
+    return scratch, norms, counts, order, places, row, (row + 64 * lanes + 512 + 63) & ~63
+
+
+def tiles_scratch_nbytes(lanes: int, page_tokens: int) -> int:
+    """Bytes that the verbs for tiles need."""
+    tokens = -(-page_tokens // 32) * 32
+    return 80 * lanes + 4 * tokens + 8 * WIDTHS + max(tokens, CHUNK) * lanes + 1024
+
+
+def _key_tiles(page, n, dim, target, low, apart, scratch, codes_nbytes, unused, unused2):
+    """Tiles of keys; see `engine.cpu.kv_tiles`."""
+    wide, lanes = width(dim), (dim + 15) & ~15
+    ranges, norms, counts, order, _, row, codes = _tile_rooms(scratch, n, lanes)
+    widths, norm_codes, middles, sizes, pairs = parts(page, n, lanes, codes_nbytes)
+    sort(widths, lanes, order, counts)
+    load_ranges(middles, sizes, pairs, lanes, ranges)
+    load_norms(norm_codes, pairs, n, norms)
+    _unpack_keys(page, n, 16 * lanes, counts, row, codes, 0)
+    for t in range(0, n, 16):
+        norm = load(f32x16, norms + 4 * t)
+        for c in range(0, lanes, 4):
+            word = load(u32x16, codes + t * lanes + 16 * c)
+            for i in range(4):
+                x = key(word, i, c + i, ranges, ranges + 4 * lanes, _CENTER, norm)
+                store(row + 64 * load_i32(order + 4 * (c + i)), x)
+        for c in range(0, lanes, 2):
+            x, y = load(f32x16, row + 64 * c), load(f32x16, row + 64 * c + 64)
+            store_pairs(x, y, target + 32 * c, low)
+        if lanes < wide:
+            clear_half(target + 32 * lanes, low)
+        target += apart
+
+
+def _value_tiles(page, n, dim, target, low, apart, scratch, codes_nbytes, unused, unused2):
+    """Tiles of values; see `engine.cpu.kv_tiles`."""
+    wide, lanes, unit = width(dim), (dim + 15) & ~15, 16 * CHUNK
+    ranges, norms, counts, order, places, row, codes = _tile_rooms(scratch, n, lanes)
+    widths, norm_codes, middles, sizes, pairs = parts(page, n, lanes, codes_nbytes)
+    sort(widths, lanes, order, counts)
+    load_ranges(middles, sizes, pairs, lanes, ranges)
+    load_norms(norm_codes, pairs, n, norms)
+    _find_places(order, lanes, dim, ranges, places)
+    for t0 in range(0, n, CHUNK):
+        count = min(CHUNK, n - t0)
+        _unpack_values(page, n, t0, count, counts, codes, CHUNK, 0)
+        for t in range(0, count, 2):
+            at, i, norm = codes + 16 * (t & ~3), t & 3, norms + 4 * (t0 + t)
+            for c in range(0, lanes, 16):
+                word, s, m = (
+                    load(u32x16, at + unit * (c // 16)),
+                    ranges + 4 * c,
+                    ranges + 4 * (lanes + c),
+                )
+                x = scaled(word, i, s, m, _CENTER, norm)
+                y = scaled(word, i + 1, s, m, _CENTER, norm + 4)
+                store_pairs(x, y, row + 4 * c, 4 * lanes + 128 if low != 0 else 0)
+            for c in range(0, lanes, 16):
+                place, tile = load(i32x16, places + 4 * c), target + c // 16 * apart + 32 * t
+                store(tile, look_up_row(row, lanes, place))
+                if low != 0:
+                    store(tile + low, look_up_row(row + 4 * lanes + 128, lanes, place))
+        if lanes < wide:
+            clear_tiles(target + lanes // 16 * apart, low, count // 32)
+        target += TILE * (count // 32)
+
+
+KEY_TILES, VALUE_TILES = Verb(_key_tiles), Verb(_value_tiles)

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from engine.cpu.halves import store_split
 from engine.cpu.jit import inlined, kernel
 from engine.cpu.kv_floats import fetch
 from engine.cpu.kv_tokens import width
@@ -53,6 +54,34 @@ def _cap(scores, start, stop, softcap):
         store(scores + t, vtanh(s * (np.float32(1) / softcap)) * softcap)
 
 
+@inlined
+def _highest(scores, first, last, stop, softcap, before):
+    """Cap the scores up to `stop`, mask those outside first..last, and their maximum and
+    `before`'s."""
+    if softcap > 0:
+        _cap(scores, 0, 4 * stop, softcap)
+    _fill(scores, 0, first, MASKED)
+    _fill(scores, last, stop, MASKED)
+    top, top2 = splat(f32x16, before), splat(f32x16, MASKED)
+    for t in range(0, 4 * stop, 128):
+        top = larger(load(f32x16, scores + t), top)
+        top2 = larger(load(f32x16, scores + t + 64), top2)
+    return reduce_max(larger(top, top2))
+
+
+@inlined
+def _settle(state, before, highest, added, acc, wide):
+    """Note a row's new maximum and sum, and rescale what it has summed up."""
+    mass = load_f32(state + 4)
+    if highest != before:
+        shrink = np.float32(math.exp(before - highest))
+        mass *= shrink
+        store_f32(state, highest)
+        for c in range(0, 4 * wide, 64):
+            store(acc + c, load(f32x16, acc + c) * shrink)
+    store_f32(state + 4, mass + added)
+
+
 @kernel
 def softmax_row(scores, count, first, last, state, acc, wide, softcap, ahead, end):
     """One online step for a row of `count` scores (a multiple of 32), of which first..last count.
@@ -65,16 +94,8 @@ def softmax_row(scores, count, first, last, state, acc, wide, softcap, ahead, en
     clear(scores, start)
     clear(scores + 4 * stop, count - stop)
     scores, first, last, stop = scores + 4 * start, first - start, last - start, stop - start
-    if softcap > 0:
-        _cap(scores, 0, 4 * stop, softcap)
-    _fill(scores, 0, first, MASKED)
-    _fill(scores, last, stop, MASKED)
     before = load_f32(state)
-    top, top2 = splat(f32x16, before), splat(f32x16, MASKED)
-    for t in range(0, 4 * stop, 128):
-        top = larger(load(f32x16, scores + t), top)
-        top2 = larger(load(f32x16, scores + t + 64), top2)
-    highest = reduce_max(larger(top, top2))
+    highest = _highest(scores, first, last, stop, softcap, before)
     scale, offset = splat(f32x16, _LOG2E), splat(f32x16, -highest * _LOG2E)
     total, total2 = zeros(f32x16), zeros(f32x16)
     lines = ((end - ahead) // 2 + stop - 1) // stop  # in a step of 32 scores
@@ -86,14 +107,26 @@ def softmax_row(scores, count, first, last, state, acc, wide, softcap, ahead, en
         total, total2 = total + weight, total2 + weight2
         store(scores + t, weight)
         store(scores + t + 64, weight2)
-    mass, added = load_f32(state + 4), reduce_add(total + total2)
-    if highest != before:
-        shrink = np.float32(math.exp(before - highest))
-        mass *= shrink
-        store_f32(state, highest)
-        for c in range(0, 4 * wide, 64):
-            store(acc + c, load(f32x16, acc + c) * shrink)
-    store_f32(state + 4, mass + added)
+    _settle(state, before, highest, reduce_add(total + total2), acc, wide)
+
+
+@kernel
+def softmax_halves(scores, count, first, last, state, acc, wide, softcap):
+    """As `softmax_row`, but the weights become bfloat16 halves in the place of the scores: of every
+    32 the high ones and then the low ones."""
+    if first >= last:
+        clear(scores, count)
+        return
+    before = load_f32(state)
+    highest = _highest(scores, first, last, count, softcap, before)
+    scale, offset = splat(f32x16, _LOG2E), splat(f32x16, -highest * _LOG2E)
+    total, total2 = zeros(f32x16), zeros(f32x16)
+    for t in range(0, 4 * count, 128):
+        weight = vexp2(fma(load(f32x16, scores + t), scale, offset))
+        weight2 = vexp2(fma(load(f32x16, scores + t + 64), scale, offset))
+        total, total2 = total + weight, total2 + weight2
+        store_split(weight, weight2, scores + t, 64)
+    _settle(state, before, highest, reduce_add(total + total2), acc, wide)
 
 
 @kernel

@@ -116,8 +116,7 @@ def tolerance(name: str, tiles: bool, rows: int, dim: int) -> float:
         return SIXTEEN_BITS
     if rows <= FEW_ROWS and codes_of(kind, dim) is not None:
         return FLOAT
-    halves = rows in MANY or (name == "bf16" and dim % 32 == 0)
-    return HALVES if tiles and halves and name != "f32" else FLOAT
+    return HALVES if tiles and name == "bf16" and dim % 32 == 0 else FLOAT
 
 
 @pytest.mark.parametrize("tiles", PATHS)

@@ -1,0 +1,55 @@
+"""A block of query rows as attention starts with it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engine.cpu.attention_plan import (
+    BIAS,
+    DIM,
+    FACTORS,
+    HEADS,
+    KV_HEADS,
+    QUERIES,
+)
+from engine.cpu.jit import field, kernel
+from engine.cpu.key_bias import gather_bias
+from engine.cpu.kv_tokens import width
+from engine.cpu.simd import f32x16, load, load_f32, store, store_f32
+from engine.cpu.softmax import MASKED, clear
+
+
+@kernel
+def _gather_queries(plan, t0, tokens, head, out):
+    """Rows (t, g) of the block's queries, scaled, zeros behind head_dim."""
+    heads, dim = field(plan, HEADS), field(plan, DIM)
+    group, wide = heads // field(plan, KV_HEADS), width(dim)
+    scale = load_f32(field(plan, FACTORS))
+    for t in range(tokens):
+        for g in range(group):
+            source = field(plan, QUERIES) + 4 * ((t0 + t) * heads + head * group + g) * dim
+            row = out + 4 * (t * group + g) * wide
+            whole = dim & ~15
+            for d in range(0, 4 * whole, 64):
+                store(row + d, load(f32x16, source + d) * scale)
+            for d in range(4 * whole, 4 * dim, 4):
+                store_f32(row + d, load_f32(source + d) * scale)
+            for d in range(4 * dim, 4 * wide, 4):
+                store_f32(row + d, np.float32(0))
+
+
+@kernel
+def prepare(plan, t0, tokens, head, acc, rows, scratch, buffers):
+    """Gather a block's queries, and what they need of a bias at `buffers`; its sums, of `rows` rows
+    with their padding, are nothing yet."""
+    heads, dim = field(plan, KV_HEADS), field(plan, DIM)
+    group, wide = field(plan, HEADS) // heads, width(dim)
+    _gather_queries(plan, t0, tokens, head, scratch)
+    if field(plan, BIAS) != 0:
+        scale = load_f32(field(plan, FACTORS))
+        gather_bias(plan + 8 * BIAS, t0, tokens, group, heads, head, dim, scale, buffers)
+    clear(acc, rows * wide)
+    states = acc + 4 * rows * wide
+    for i in range(rows):
+        store_f32(states + 8 * i, MASKED)
+        store_f32(states + 8 * i + 4, np.float32(0))
