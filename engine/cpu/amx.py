@@ -168,27 +168,21 @@ def _add(left, lower, stride, step, right_0, right_1, n, integers):
 
 
 @inlined
-def sums_add(left, stride, right_0, right_1, n):
+def sums_add_tiles(left, lower, right_0, right_1, n):
     """sums += left right over n steps of 32.
 
-    `left` is bf16 [32, 32 n] with `stride` bytes between rows; `right_0` and `right_1` are tiles of
-    pairs, n of them one after another, for columns 0-15 and 16-31.
+    `left` and `lower` are tiles of rows 0-15 and 16-31; `right_0` and `right_1` are tiles of pairs
+    for columns 0-15 and 16-31; n of each follow one another.
     """
-    _add(left, left + 16 * stride, stride, 64, right_0, right_1, n, False)
-
-
-@inlined
-def sums_add_tiles(left, lower, right_0, right_1, n):
-    """As `sums_add` with the left factor's rows 0-15 and 16-31 as tiles, one after another."""
     _add(left, lower, 64, TILE, right_0, right_1, n, False)
 
 
 @inlined
 def sums_add_halves(left, stride, right_0, right_1, right_low):
-    """A step of `sums_add` with halves: high high, low high and, unless `right_low` is 0, high low.
+    """A step of 32 with halves: sums += high high, low high and, unless `right_low` is 0, high low.
 
-    On the left the low halves of 32 values follow the high ones; a tile's on the right are
-    `right_low` bytes behind it.
+    `left` has rows `stride` bytes apart, the low halves of 32 values behind the high ones; a tile's
+    low halves on the right are `right_low` bytes behind it.
     """
     _load_4(left, stride)
     _load_5(left + 16 * stride, stride)
@@ -256,7 +250,8 @@ def row_store(address):
 
 @inlined
 def bytes_add(left, stride, right_0, right_1, n):
-    """As `sums_add` for int32 sums: int8 [32, 64 n] by unsigned bytes, a tile's row four rows."""
+    """int32 sums += int8 [32, 64 n], rows `stride` bytes apart, by tiles of unsigned bytes, each
+    of a tile's rows being four."""
     _add(left, left + 16 * stride, stride, 64, right_0, right_1, n, True)
 
 
