@@ -358,8 +358,8 @@ def attend(
             layer.count.position.ctypes.data, pending, layer.window or 0, span, block, 1, 1,
             q[cut].ctypes.data, out[cut].ctypes.data, factors.ctypes.data,
             partial.ctypes.data, partial.strides[0], scratch.ctypes.data, scratch.shape[1],
-            sink, unit, 0, finished.ctypes.data, threads, *sides, *bias_fields(lacking), biased,
-            tiled,
+            sink, unit, 0, finished.ctypes.data, threads, *sides, *bias_fields(lacking, tiled),
+            biased, tiled,
         )  # fmt: skip
 
     plans = [plan(cut) for cut in reversed(chunk.cuts)]

@@ -46,7 +46,7 @@ from engine.cpu.attention_plan import (
 from engine.cpu.attention_rows import prepare
 from engine.cpu.halves import store_split
 from engine.cpu.jit import call, field, inlined, kernel
-from engine.cpu.key_bias import add_bias
+from engine.cpu.key_bias import add_bias_tiles, prepare_tiles
 from engine.cpu.kv_tokens import width
 from engine.cpu.kv_verbs import tiles_scratch_nbytes
 from engine.cpu.simd import f32x16, load, load_f32, store, zeros
@@ -190,9 +190,9 @@ def _attend_span(plan, head, position, rows, s0, s1, acc, buffers, scratch):
         next_begin, next_end = _block_tokens(i + ROWS, rows, group, position, window, s0, s1)
         work = mixes + (next_end - next_begin) // 32 * (wide // 32)
         if field(plan, BIAS) != 0 and begin < end:
-            add_bias(
+            add_bias_tiles(
                 plan + 8 * BIAS, rows, i, min(ROWS, rows - i), s0 + begin, min(s1, s0 + end),
-                field(plan, SINK), own + 4 * begin, stride, buffers, rest,
+                field(plan, SINK), own + 4 * begin, stride, buffers,
             )  # fmt: skip
         done, due, due_stride = 0, 0, 0
         token, g = position + i // group, i % group
@@ -244,6 +244,9 @@ def attend_tiles(plan, head, t0, tokens, start, stop, acc, scratch):
     scratch = buffers + field(plan, BIAS_NBYTES)
     prepare(plan, t0, tokens, head, acc, padded, scratch, buffers)
     _split_queries(rows, width(field(plan, DIM)), scratch)
+    if field(plan, BIAS) != 0:
+        _, _, _, _, rest = _rooms(plan, rows, scratch)
+        prepare_tiles(plan + 8 * BIAS, rows, buffers, rest)
     if start < 0:  # sinks are wanted
         _attend_span(
             plan, head, position, rows, -field(plan, SINK), min(0, stop), acc, buffers, scratch

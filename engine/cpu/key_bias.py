@@ -8,14 +8,21 @@ so the scores of all tokens are products of [A, B] with the rows of the rotation
 are (cos, sin) by pair: the score verb of float32 tokens, on a page that all layers and heads share.
 Turning [A, B] by the angle of token s gives scores of tokens s + t from rows t: a few rows, which
 stay in the cache, serve all positions.  Channels that do not turn add a constant.
+
+Many rows are multiplied on tile registers, like keys in two bfloat16 parts where the bias is no
+longer than keys are.  Few are (qwen2.5-coder-1.5b's first layer has one of 900, most have 4 to 8),
+and need three, all that float32 holds: with two an output may be wrong by 5e-4 there.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from engine.cpu.amx import TILE, both_bf16, sums_add_halves, sums_load, sums_store
+from engine.cpu.halves import rounded, store_split
 from engine.cpu.jit import call, field, inlined, kernel
 from engine.cpu.kv_decode import DECODERS
+from engine.cpu.kv_tiles import key_verb
 from engine.cpu.kv_tokens import score_verb, width
 from engine.cpu.simd import (
     convert,
@@ -27,31 +34,33 @@ from engine.cpu.simd import (
     store_f32,
     swap_pairs,
     u32x16,
+    zeros,
 )
 from engine.kv.formats import F32
 from engine.ops import KeyBias
 
 STRETCH = 128  # tokens scored from one turn of the queries
+ROWS = 32  # on tile registers
 
 # Fields, behind those of attention: 0 queries for none.
-_QUERIES, _BIAS, _TABLE, _PAIRS, _ADJACENT, _VERB, _PARAMETER = 0, 1, 2, 3, 4, 5, 6
-FIELDS = 9
+_QUERIES, _BIAS, _TABLE, _PAIRS, _ADJACENT, _VERB, _PARAMETER = range(7)
+_TILES, _ANGLES, _PARTS = 9, 10, 11
+FIELDS = 12
+_LONG = 48.0  # keys are about as long
 
 
-def bias_fields(bias: KeyBias | None) -> tuple[int, ...]:
-    """The argument block's fields; what they point to has to be held.
-
-    Products are float32's for any number of rows: two bfloat16 halves, which do for keys, are too
-    few for a bias a thousand times as long (qwen2.5-coder-1.5b with int4row: PPL 10.79 to 11.05).
-    """
+def bias_fields(bias: KeyBias | None, tiled: bool) -> tuple[int, ...]:
+    """The argument block's fields; what they point to has to be held.  `tiled`: of many rows."""
     if bias is None:
         return (0,) * FIELDS
     pairs = bias.table.shape[1]
-    score = score_verb(pairs % 16 == 0)
+    joined = pairs % 16 == 0
+    is_long = np.linalg.norm(bias.bias, axis=-1).max() > _LONG
     parameters = DECODERS[F32.name].address, 8 * pairs, 2 * pairs
     return (
         bias.queries.ctypes.data, bias.bias.ctypes.data, bias.table.ctypes.data, pairs,
-        bias.layout == "norm", score.address, *parameters,
+        bias.layout == "norm", score_verb(joined).address, *parameters,
+        key_verb(joined).address if tiled else 0, min(STRETCH, len(bias.table)), 2 + is_long,
     )  # fmt: skip
 
 
@@ -60,7 +69,7 @@ def bias_nbytes(bias: KeyBias | None, rows: int) -> int:
     if bias is None:
         return 0
     wide = -(-2 * bias.table.shape[1] // 32) * 32
-    return 4 * rows * (2 * wide + STRETCH + 16)
+    return 4 * rows * (2 * wide + STRETCH + 16) + (6 * STRETCH + 4 * ROWS) * wide
 
 
 @inlined
@@ -117,6 +126,90 @@ def _turn(source, angles, target, pairs):
         store_f32(target + c + 4, b * cos - a * sin)
     for c in range(8 * pairs, 4 * width(2 * pairs), 4):
         store_f32(target + c, np.float32(0))
+
+
+@inlined
+def _tiles(total, wide, buffers):
+    """Addresses of the rotation table's tiles, three parts one after another, and of room for ROWS
+    rows of float32."""
+    tiles = buffers + 4 * total * (2 * wide + STRETCH + 16)
+    return tiles, tiles + 6 * STRETCH * wide
+
+
+@inlined
+def _two_parts(x):
+    """f32x16 as far as two bfloat16 hold it, the same whichever way ties are rounded."""
+    high = rounded(x)
+    return high + rounded(x - high)
+
+
+@kernel
+def prepare_tiles(plan, total, buffers, rest):
+    """Make tiles of the table's first rows, for `add_bias_tiles`."""
+    pairs, n, table = field(plan, _PAIRS), field(plan, _ANGLES), field(plan, _TABLE)
+    verb, wide = field(plan, _TILES), width(2 * pairs)
+    tiles, room = _tiles(total, wide, buffers)
+    part, apart = 2 * STRETCH * wide, TILE * (wide // 32)
+    p, r, s = (
+        field(plan, _PARAMETER), field(plan, _PARAMETER + 1), field(plan, _PARAMETER + 2),
+    )  # fmt: skip
+    for t in range(0, n, ROWS):
+        source, count = table + 8 * pairs * t, min(ROWS, n - t)
+        target = tiles + 2 * apart * (t // ROWS)
+        for third in range(2):
+            for i in range(0, 8 * pairs * count, 64):
+                at = min(i, 8 * pairs * count - 64)
+                x = load(f32x16, source + at)
+                store(room + at, x - _two_parts(x) if third else _two_parts(x))
+            call(verb, (
+                room, count, 2 * pairs, target + 2 * part * third, 0 if third else part, apart,
+                rest, p, r, s,
+            ))  # fmt: skip
+
+
+@kernel
+def _split_turned(row, wide, third):
+    """Turned queries of a row become two bfloat16 parts in their place, and what these leave."""
+    for i in range(0, 4 * wide, 128):
+        x, y = load(f32x16, row + i), load(f32x16, row + i + 64)
+        store_split(_two_parts(x), _two_parts(y), row + i, 64)
+        store(third + i, both_bf16(x - _two_parts(x), y - _two_parts(y)))
+        store(third + i + 64, zeros(f32x16))
+
+
+@kernel
+def add_bias_tiles(plan, total, first, rows, start, stop, sink, scores, stride, buffers):
+    """As `add_bias`, for ROWS rows of scores and to a multiple of 32 tokens, on tile registers;
+    what is no row or token becomes anything."""
+    pairs, table = field(plan, _PAIRS), field(plan, _TABLE)
+    wide, part = width(2 * pairs), 2 * STRETCH * width(2 * pairs)
+    steps, turned = wide // 32, buffers + 4 * total * wide
+    tiles, third = _tiles(total, wide, buffers)
+    constants, buffers = turned + 4 * total * wide + 4 * first, buffers + 4 * first * wide
+    for t0 in range(start, stop, STRETCH):
+        for i in range(rows):
+            row = turned + 4 * i * wide
+            _turn(buffers + 4 * i * wide, table + (t0 + sink) * 8 * pairs, row, pairs)
+            _split_turned(row, wide, third + 4 * i * wide)
+        for t in range(0, min(STRETCH, stop - t0), 32):
+            target = scores + 4 * (t0 - start + t)
+            sums_load(target, stride)
+            for step in range(steps):
+                left, right = turned + 128 * step, tiles + TILE * (steps * (t // 16) + step)
+                other = right + TILE * steps
+                if field(plan, _PARTS) == 2:
+                    sums_add_halves(left, 4 * wide, right, other, part)
+                else:
+                    sums_add_halves(left, 4 * wide, right, other, 0)
+                    sums_add_halves(left, 4 * wide, right + part, other + part, part)
+                    sums_add_halves(third + 128 * step, 4 * wide, right, other, 0)
+            sums_store(target, stride)
+    if 2 * pairs == wide:  # most models turn all channels
+        return
+    for i in range(rows):
+        row, constant = scores + i * stride, load_f32(constants + 4 * i)
+        for at in range(row, row + 4 * (stop - start), 64):
+            store(at, load(f32x16, at) + constant)
 
 
 @kernel
