@@ -10,12 +10,13 @@ T = TypeVar("T")
 
 
 class Aside(Generic[T]):
-    """Begins `work` in a thread of its own; nothing waits for it but who asks for its result."""
+    """Begins `work` in a thread of its own, for which who asks for its result waits, and the end of
+    the process: a library in C++ would abort if its thread was taken away."""
 
     def __init__(self, work: Callable[[], T]) -> None:
         self._work = work
         self._error: BaseException | None = None
-        self._thread = Thread(target=self._run, daemon=True)
+        self._thread = Thread(target=self._run)
         self._thread.start()
 
     def result(self) -> T:

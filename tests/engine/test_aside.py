@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -26,3 +28,16 @@ def test_what_the_work_raises_reaches_who_asks_for_its_result() -> None:
     for _ in range(2):
         with pytest.raises(InputError, match="no such thing"):
             aside.result()
+
+
+def test_a_process_that_ends_lets_the_work_end_first() -> None:
+    program = """
+import sys, time
+from engine.aside import Aside
+Aside(lambda: (time.sleep(0.2), print("worked")))
+sys.exit(3)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (3, "worked\n", "")
