@@ -34,6 +34,7 @@ from engine.cpu.simd import (
 )
 
 TILE = 1024  # bytes
+ROWS = 32  # of the sums
 _I8 = ir.IntType(8)
 
 

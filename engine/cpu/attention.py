@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from engine.cpu.amx import ROWS
 from engine.cpu.atomics import atomic_add, atomic_store
 from engine.cpu.attention_plan import (
     BIAS,
@@ -57,7 +58,7 @@ from engine.cpu.attention_plan import (
     stored_form,
 )
 from engine.cpu.attention_rows import prepare
-from engine.cpu.attention_tiles import ROWS, attend_tiles, tiles_nbytes
+from engine.cpu.attention_tiles import attend_tiles, tiles_nbytes
 from engine.cpu.host import AMX
 from engine.cpu.jit import Verb, call, field, inlined, kernel
 from engine.cpu.key_bias import add_bias, bias_fields, bias_nbytes
@@ -149,7 +150,7 @@ def _attend_span(plan, head, position, rows, s0, s1, span, beyond, acc, scratch)
         skipped = (first - s0) & ~15
         sink, out = field(plan, SINK), scores + 4 * skipped
         at = plan + 8 * BIAS
-        add_bias(at, rows, 0, rows, s0 + skipped, s1, sink, out, stride, buffers, rest)
+        add_bias(at, rows, s0 + skipped, s1, sink, out, stride, buffers, rest)
     nbytes = field(plan, V + PACKED + NBYTES)
     share = (nbytes // 64 + rows - 1) // rows * 64
     for i in range(rows):

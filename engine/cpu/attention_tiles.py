@@ -12,6 +12,7 @@ high low where tokens are not exact in one bfloat16.
 from __future__ import annotations
 
 from engine.cpu.amx import (
+    ROWS,
     TILE,
     sums_add_halves,
     sums_load,
@@ -51,8 +52,6 @@ from engine.cpu.kv_tokens import width
 from engine.cpu.kv_verbs import tiles_scratch_nbytes
 from engine.cpu.simd import f32x16, load, load_f32, store, zeros
 from engine.cpu.softmax import softmax_halves
-
-ROWS = 32  # of a block
 
 
 def tiles_nbytes(rows: int, dim: int, span: int, page_tokens: int) -> int:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.cpu.amx import TILE, both_bf16, sums_add_halves, sums_load, sums_store
+from engine.cpu.amx import ROWS, TILE, both_bf16, sums_add_halves, sums_load, sums_store
 from engine.cpu.halves import rounded, store_split
 from engine.cpu.jit import call, field, inlined, kernel
 from engine.cpu.kv_decode import DECODERS
@@ -40,7 +40,6 @@ from engine.kv.formats import F32
 from engine.ops import KeyBias
 
 STRETCH = 128  # tokens scored from one turn of the queries
-ROWS = 32  # on tile registers
 
 # Fields, behind those of attention: 0 queries for none.
 _QUERIES, _BIAS, _TABLE, _PAIRS, _ADJACENT, _VERB, _PARAMETER = range(7)
@@ -179,8 +178,8 @@ def _split_turned(row, wide, third):
 
 @kernel
 def add_bias_tiles(plan, total, first, rows, start, stop, sink, scores, stride, buffers):
-    """As `add_bias`, for ROWS rows of scores and to a multiple of 32 tokens, on tile registers;
-    what is no row or token becomes anything."""
+    """As `add_bias` for `rows` of the `total` rows, from `first` on, on tile registers: scores of
+    ROWS rows, to a multiple of 32 tokens.  What is no row or token becomes anything."""
     pairs, table = field(plan, _PAIRS), field(plan, _TABLE)
     wide, part = width(2 * pairs), 2 * STRETCH * width(2 * pairs)
     steps, turned = wide // 32, buffers + 4 * total * wide
@@ -213,18 +212,16 @@ def add_bias_tiles(plan, total, first, rows, start, stop, sink, scores, stride, 
 
 
 @kernel
-def add_bias(plan, total, first, rows, start, stop, sink, scores, stride, buffers, rest):
-    """scores[i, t - start] += the bias's part for tokens start..stop, counted behind `sink`, and
-    `rows` of the `total` rows, from `first` on."""
+def add_bias(plan, rows, start, stop, sink, scores, stride, buffers, rest):
+    """scores[i, t - start] += the bias's part for tokens start..stop, counted behind `sink`."""
     pairs, table, nbytes = field(plan, _PAIRS), field(plan, _TABLE), 8 * field(plan, _PAIRS)
     p, r, s = (
         field(plan, _PARAMETER), field(plan, _PARAMETER + 1), field(plan, _PARAMETER + 2),
     )  # fmt: skip
     wide = width(2 * pairs)
-    turned = buffers + 4 * total * wide
-    constants = turned + 4 * total * wide
-    found = constants + 64 * total
-    buffers, constants = buffers + 4 * first * wide, constants + 4 * first
+    turned = buffers + 4 * rows * wide
+    constants = turned + 4 * rows * wide
+    found = constants + 64 * rows
     for t0 in range(start, stop, STRETCH):
         n = min(STRETCH, stop - t0)
         angles = table + (t0 + sink) * nbytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import re
 import sys
+from typing import Any
 
 from llvmlite import binding
 
@@ -36,8 +37,8 @@ def _prepare() -> None:
         _define(name, library.abort)
 
 
-def _define(name: str, function: object) -> None:
-    binding.add_symbol(name, ctypes.cast(function, ctypes.c_void_p).value)  # pyright: ignore
+def _define(name: str, function: Any) -> None:
+    binding.add_symbol(name, ctypes.cast(function, ctypes.c_void_p).value)
 
 
 _prepare()

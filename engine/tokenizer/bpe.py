@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
+from typing import Any
 
 import tokenizers
 from tokenizers import models, pre_tokenizers
@@ -52,9 +53,9 @@ class BpeTokenizer(PartitionedTokenizer):
     def _model(self, merges: Sequence[str], ignore_merges: bool) -> models.BPE:
         apart = {t for t, k in zip(self._texts, self._types, strict=True) if _is_special(k)}
         ids = {text: id for id, text in enumerate(self._texts) if text not in apart}
-        pairs = [tuple(merge.split(" ", 1)) for merge in merges]
+        pairs: list[Any] = [tuple(merge.split(" ", 1)) for merge in merges]
         try:  # the library looks at every merge anyway, and so much faster
-            return models.BPE(vocab=ids, merges=pairs, ignore_merges=ignore_merges)  # pyright: ignore
+            return models.BPE(vocab=ids, merges=pairs, ignore_merges=ignore_merges)
         except Exception:  # something is no pair of tokens: it has no type of its own for that
             pairs = _usable(merges, ids, apart)
             return models.BPE(vocab=ids, merges=pairs, ignore_merges=ignore_merges)
