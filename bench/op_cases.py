@@ -13,6 +13,7 @@ from gguf import quants
 from engine.checkpoint import Tensor
 from engine.kv.cache import CacheType, LayerCache
 from engine.kv.formats import KV_FORMATS, kv_format
+from engine.kv.modifiers import hadamard_matrix
 from engine.ops import Array, KeyBias, Ops
 
 HEAD_DIMS = (16, 32, 64, 72, 80, 96, 112, 128, 256)
@@ -197,7 +198,8 @@ def glu(act: str, tokens: int, width: int) -> OpCase:
 class Attention:
     """Attention over a layer that holds `cached` tokens, for the queries of the last `tokens`.
 
-    `turned` channels of a key bias turn with the position, none for keys without a bias.
+    `turned` channels of a key bias turn with the position, none for keys without a bias;
+    `rotated`: queries and the bias are given as if keys were Hadamard rotated.
     """
 
     k: str = "bf16"
@@ -212,6 +214,7 @@ class Attention:
     sink: int = 0
     turned: int | None = None
     layout: str = "neox"
+    rotated: bool = False
 
     @property
     def name(self) -> str:
@@ -220,6 +223,7 @@ class Attention:
         rest += f" softcap={self.softcap}" if self.softcap else ""
         rest += f" sink={self.sink}" if self.sink else ""
         rest += "" if self.turned is None else f" bias {self.layout} {self.turned}"
+        rest += " rotated" * self.rotated
         return f"attend {self.k}/{self.v} {shape} n={self.cached} T={self.tokens}{rest}"
 
     def layer(self, ops: Ops) -> LayerCache:
@@ -243,21 +247,29 @@ class Attention:
             for part in layer.segments(size):
                 yield slice(start + part.start, start + part.stop)
 
+    @property
+    def scale(self) -> np.ndarray:
+        """The size of the keys' channels."""
+        return np.exp(normal(self.dim, seed=3)) / self.dim**0.25
+
     def inputs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """q [tokens, heads, dim], k and v [cached, kv_heads, dim]; channels differ in size."""
-        scale = np.exp(normal(self.dim, seed=3)) / self.dim**0.25
+        scale = self.scale
         k = (normal(self.cached, self.kv_heads, self.dim, seed=1) + 0.5) * scale
         v = normal(self.cached, self.kv_heads, self.dim, seed=2) - 0.3
         return normal(self.tokens, self.heads, self.dim) / scale, k, v
 
     def bias(self, ops: Ops) -> KeyBias | None:
-        """The part of a bias larger than the keys."""
+        """The part of a bias as large as the keys."""
         if self.turned is None:
             return None
-        queries = ops.asarray(normal(self.tokens, self.heads, self.dim, seed=4))
-        bias = ops.asarray(4 * normal(self.kv_heads, self.dim, seed=5))
+        queries = self.inputs()[0]
+        if self.rotated:
+            queries = queries @ hadamard_matrix(self.dim)
+        queries = ops.asarray(queries)
+        bias = ops.asarray(2 * normal(self.kv_heads, self.dim, seed=5) * self.scale)
         table = ops.asarray(rope_angles(self.cached, self.turned))
-        return KeyBias(queries, bias, table, self.layout)
+        return KeyBias(queries, bias, table, self.layout, self.rotated)
 
     def case(self) -> OpCase:
         def prepare(ops: Ops) -> Run:
@@ -321,6 +333,12 @@ def _attention_cases() -> Iterator[OpCase]:
             for dim in HEAD_DIMS
         ]
         every += [Attention(dim=80, cached=300, tokens=20, turned=24, layout=layout)]
+        every += [
+            Attention(
+                k="q4_0", dim=dim, cached=70, tokens=20, turned=dim, layout=layout, rotated=True
+            )
+            for dim in HEAD_DIMS
+        ]
     every += [
         Attention(k="int3nsep:32", cached=300, tokens=9, window=33, turned=64, softcap=5.0),
         Attention(k="int3nsep:256", cached=1500, turned=64),

@@ -30,13 +30,15 @@ class KeyBias:
     """What keys that are stored without their bias lack in their scores: q . RoPE(bias, t).
 
     `queries` [T, heads, D] after their rotation by position and no other, `bias` [kv_heads, D],
-    `table` and `layout` as `rope_` takes them.
+    `table` and `layout` as `rope_` takes them; `rotated`: keys and their queries are, by the
+    Hadamard matrix, after their rotation by position.
     """
 
     queries: Array
     bias: Array
     table: Array
     layout: str
+    rotated: bool
 
     def of(self, tokens: slice) -> KeyBias:
         """The same for some of the tokens."""

@@ -61,7 +61,8 @@ from engine.cpu.attention_rows import prepare
 from engine.cpu.attention_tiles import attend_tiles, tiles_nbytes
 from engine.cpu.host import AMX
 from engine.cpu.jit import Verb, call, field, inlined, kernel
-from engine.cpu.key_bias import add_bias, bias_fields, bias_nbytes
+from engine.cpu.key_bias import add_bias, bias_fields, bias_nbytes, gather_bias
+from engine.cpu.key_bias_tiles import restoring_nbytes
 from engine.cpu.kv_floats import fetch
 from engine.cpu.kv_stage import Chunk
 from engine.cpu.kv_tokens import width
@@ -190,7 +191,11 @@ def _attend_block(plan, head, t0, tokens, start, stop, beyond, acc, scratch):
     group = field(plan, HEADS) // field(plan, KV_HEADS)
     wide, span, rows = width(field(plan, DIM)), field(plan, SPAN), tokens * group
     position, sink = cached_tokens(plan) - field(plan, TOKENS) + t0, field(plan, SINK)
-    prepare(plan, t0, tokens, head, acc, rows, scratch, scratch + 4 * rows * (wide + span))
+    prepare(plan, t0, tokens, head, acc, rows, scratch)
+    if field(plan, BIAS) != 0:
+        heads, dim, scale = field(plan, KV_HEADS), field(plan, DIM), load_f32(field(plan, FACTORS))
+        at, buffers = plan + 8 * BIAS, scratch + 4 * rows * (wide + span)
+        gather_bias(at, t0, tokens, group, heads, head, dim, scale, buffers)
     cached, unit = cached_tokens(plan), field(plan, UNIT)
     if start < 0:  # sinks are wanted
         s1, some = min(0, stop), (sink + 31) & ~31
@@ -335,9 +340,9 @@ def attend(
     padded = rows if tokens == 1 else -(-rows // ROWS) * ROWS
     parts = 3 + layer.n_ctx // max(unit, PART // unit * unit)
     partial = pool.take((kv_heads * parts if tokens == 1 else threads, padded * (wide + 2)))
-    biased = bias_nbytes(bias, rows)
     tiled = AMX and rows >= TILED_ROWS and has_tiles(layer.k) and has_tiles(layer.v)
     few = min(rows, TILED_ROWS) if tiled else rows
+    biased = max(bias_nbytes(bias, few), restoring_nbytes(bias) if tiled else 0)
     needed = 4 * few * (wide + span) + biased + 64 + scratch_nbytes(few, dim, max(sizes))
     if tiled:
         needed = max(needed, biased + tiles_nbytes(rows, dim, span, max(sizes)))
@@ -359,7 +364,7 @@ def attend(
             layer.count.position.ctypes.data, pending, layer.window or 0, span, block, 1, 1,
             q[cut].ctypes.data, out[cut].ctypes.data, factors.ctypes.data,
             partial.ctypes.data, partial.strides[0], scratch.ctypes.data, scratch.shape[1],
-            sink, unit, 0, finished.ctypes.data, threads, *sides, *bias_fields(lacking, tiled),
+            sink, unit, 0, finished.ctypes.data, threads, *sides, *bias_fields(lacking, softcap),
             biased, tiled,
         )  # fmt: skip
 

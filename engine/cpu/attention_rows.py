@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from engine.cpu.attention_plan import (
-    BIAS,
     DIM,
     FACTORS,
     HEADS,
@@ -13,7 +12,6 @@ from engine.cpu.attention_plan import (
     QUERIES,
 )
 from engine.cpu.jit import field, kernel
-from engine.cpu.key_bias import gather_bias
 from engine.cpu.kv_tokens import width
 from engine.cpu.simd import f32x16, load, load_f32, store, store_f32
 from engine.cpu.softmax import MASKED, clear
@@ -39,15 +37,10 @@ def _gather_queries(plan, t0, tokens, head, out):
 
 
 @kernel
-def prepare(plan, t0, tokens, head, acc, rows, scratch, buffers):
-    """Gather a block's queries, and what they need of a bias at `buffers`; its sums, of `rows` rows
-    with their padding, are nothing yet."""
-    heads, dim = field(plan, KV_HEADS), field(plan, DIM)
-    group, wide = field(plan, HEADS) // heads, width(dim)
+def prepare(plan, t0, tokens, head, acc, rows, scratch):
+    """Gather a block's queries; its sums, of `rows` rows with their padding, are nothing yet."""
+    wide = width(field(plan, DIM))
     _gather_queries(plan, t0, tokens, head, scratch)
-    if field(plan, BIAS) != 0:
-        scale = load_f32(field(plan, FACTORS))
-        gather_bias(plan + 8 * BIAS, t0, tokens, group, heads, head, dim, scale, buffers)
     clear(acc, rows * wide)
     states = acc + 4 * rows * wide
     for i in range(rows):

@@ -47,7 +47,7 @@ from engine.cpu.attention_plan import (
 from engine.cpu.attention_rows import prepare
 from engine.cpu.halves import store_split
 from engine.cpu.jit import call, field, inlined, kernel
-from engine.cpu.key_bias import add_bias_tiles, prepare_tiles
+from engine.cpu.key_bias_tiles import prepare_restoring, restore_bias
 from engine.cpu.kv_tokens import width
 from engine.cpu.kv_verbs import tiles_scratch_nbytes
 from engine.cpu.simd import f32x16, load, load_f32, store, zeros
@@ -174,12 +174,19 @@ def _attend_span(plan, head, position, rows, s0, s1, acc, buffers, scratch):
     first, stop = (s0 + start) // size, (s1 + size - 1) // size
     v_first, v_stop = (s0 + start) // v_size, (s1 + v_size - 1) // v_size
     span = (field(plan, SPAN) + 31) & ~31
-    key_low = 0 if _all_exact(plan, K, first, stop) else 2 * span * wide
+    whole = field(plan, BIAS) == 0 and _all_exact(plan, K, first, stop)
+    key_low = 0 if whole else 2 * span * wide
     value_low = 0 if _all_exact(plan, V, v_first, v_stop) else 2 * span * wide
     key_apart, apart = TILE * (wide // 32), TILE * (span // 32)
     _make_tiles(
         plan, K, head, s0, first, stop, keys, key_low, key_apart, 2 * key_apart, rest
     )  # fmt: skip
+    if field(plan, BIAS) != 0:
+        skipped, sink = max(first * size - s0, 0), field(plan, SINK)
+        restore_bias(
+            plan + 8 * BIAS, s0 + skipped + sink, s1 + sink, field(plan, DIM),
+            keys + skipped // 16 * key_apart, key_low, key_apart, buffers,
+        )  # fmt: skip
     _make_tiles(plan, V, head, s0, v_first, v_stop, values, value_low, apart, TILE, rest)
     tiles_begin(rest)
     own, other, mixes = scores, scores + ROWS * stride, 0
@@ -188,11 +195,6 @@ def _attend_span(plan, head, position, rows, s0, s1, acc, buffers, scratch):
     for i in range(-ROWS, (rows + ROWS - 1 & -ROWS) + ROWS, ROWS):
         next_begin, next_end = _block_tokens(i + ROWS, rows, group, position, window, s0, s1)
         work = mixes + (next_end - next_begin) // 32 * (wide // 32)
-        if field(plan, BIAS) != 0 and begin < end:
-            add_bias_tiles(
-                plan + 8 * BIAS, rows, i, min(ROWS, rows - i), s0 + begin, min(s1, s0 + end),
-                field(plan, SINK), own + 4 * begin, stride, buffers,
-            )  # fmt: skip
         done, due, due_stride = 0, 0, 0
         token, g = position + i // group, i % group
         at, target = queries + 4 * (i + ROWS) * wide, acc + 4 * (i - ROWS) * wide
@@ -241,11 +243,10 @@ def attend_tiles(plan, head, t0, tokens, start, stop, acc, scratch):
     )
     buffers = scratch
     scratch = buffers + field(plan, BIAS_NBYTES)
-    prepare(plan, t0, tokens, head, acc, padded, scratch, buffers)
+    prepare(plan, t0, tokens, head, acc, padded, scratch)
     _split_queries(rows, width(field(plan, DIM)), scratch)
     if field(plan, BIAS) != 0:
-        _, _, _, _, rest = _rooms(plan, rows, scratch)
-        prepare_tiles(plan + 8 * BIAS, rows, buffers, rest)
+        prepare_restoring(plan + 8 * BIAS, head, field(plan, DIM), buffers)
     if start < 0:  # sinks are wanted
         _attend_span(
             plan, head, position, rows, -field(plan, SINK), min(0, stop), acc, buffers, scratch

@@ -56,19 +56,25 @@ _stage_1, _stage_2, _stage_4, _stage_8 = (_lanes_stage(1 << shift, shift) for sh
 
 
 @inlined
-def _wide_row(source, target, dim, block, factor):
-    """Blocks of whole vectors."""
-    for c in range(0, 4 * dim, 64):
-        x = load(f32x16, source + c) * factor
-        store(target + c, _stage_8(_stage_4(_stage_2(_stage_1(x)))))
+def butterflies(target, nbytes, block):
+    """Sums and differences of vectors of float32 at growing distances, `block` bytes together."""
     distance = 64
-    while distance < 4 * block:
-        for start in range(0, 4 * dim, 2 * distance):
+    while distance < block:
+        for start in range(0, nbytes, 2 * distance):
             for c in range(start, start + distance, 64):
                 x, y = load(f32x16, target + c), load(f32x16, target + c + distance)
                 store(target + c, x + y)
                 store(target + c + distance, x - y)
         distance *= 2
+
+
+@inlined
+def _wide_row(source, target, dim, block, factor):
+    """Blocks of whole vectors."""
+    for c in range(0, 4 * dim, 64):
+        x = load(f32x16, source + c) * factor
+        store(target + c, _stage_8(_stage_4(_stage_2(_stage_1(x)))))
+    butterflies(target, 4 * dim, 4 * block)
 
 
 @inlined

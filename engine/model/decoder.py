@@ -199,7 +199,7 @@ class Decoder:
         lacking = None
         if bias is not None:
             by_head = bias.reshape(a.kv_heads, a.head_dim)
-            lacking = KeyBias(plain, by_head, table, a.rope.layout)
+            lacking = KeyBias(plain, by_head, table, a.rope.layout, of_keys.rotated)
         mixed = ops.extend(kv, q, k, v, a.scale, a.softcap, lacking)
         if of_values.rotated:
             mixed = ops.hadamard(mixed)
