@@ -179,23 +179,31 @@ def sums_add_tiles(left, lower, right_0, right_1, n):
 
 
 @inlined
-def sums_add_halves(left, stride, right_0, right_1, right_low):
-    """A step of 32 with halves: sums += high high, low high and, unless `right_low` is 0, high low.
+def first_part(right_low):
+    """The first of the products of halves, of which the last is 2: two or three."""
+    return 1 if right_low == 0 else 0
+
+
+@inlined
+def sums_add_halves(part, left, stride, right_0, right_1, right_low):
+    """Products of halves in a step of 32, sums += high low, high high, low high: the one that is
+    `part`'s turn, from `first_part` on.
 
     `left` has rows `stride` bytes apart, the low halves of 32 values behind the high ones; a tile's
-    low halves on the right are `right_low` bytes behind it.
+    low halves on the right are `right_low` bytes behind it, or not there if that is 0.
     """
-    _load_4(left, stride)
-    _load_5(left + 16 * stride, stride)
-    if right_low != 0:
+    if part == first_part(right_low):
+        _load_4(left, stride)
+        _load_5(left + 16 * stride, stride)
+    if part == 0:
         _load_6(right_0 + right_low, 64)
         _load_7(right_1 + right_low, 64)
-        _products()
-    _load_6(right_0, 64)
-    _load_7(right_1, 64)
-    _products()
-    _load_4(left + 64, stride)
-    _load_5(left + 16 * stride + 64, stride)
+    elif part == 1:
+        _load_6(right_0, 64)
+        _load_7(right_1, 64)
+    else:
+        _load_4(left + 64, stride)
+        _load_5(left + 16 * stride + 64, stride)
     _products()
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from engine.cpu.amx import (
     ROWS,
     TILE,
+    first_part,
     sums_add_halves,
     sums_load,
     sums_store,
@@ -51,13 +52,14 @@ from engine.cpu.key_bias_tiles import prepare_restoring, restore_bias
 from engine.cpu.kv_tokens import width
 from engine.cpu.kv_verbs import tiles_scratch_nbytes
 from engine.cpu.simd import f32x16, load, load_f32, store, zeros
-from engine.cpu.softmax import softmax_halves
+from engine.cpu.softmax import clear
+from engine.cpu.softmax_halves import settle, softmax_halves
 
 
 def tiles_nbytes(rows: int, dim: int, span: int, page_tokens: int) -> int:
     """Bytes of scratch for `rows` query rows and spans of `span` tokens."""
     padded, tokens, wide = -(-rows // ROWS) * ROWS, -(-span // 32) * 32, -(-dim // 32) * 32
-    buffers = 4 * padded * wide + 2 * 4 * tokens * wide + 8 * ROWS * tokens + 128
+    buffers = 4 * padded * wide + 2 * 4 * tokens * wide + 8 * ROWS * tokens + 64 * padded + 128
     return buffers + tiles_scratch_nbytes(dim, page_tokens)
 
 
@@ -107,44 +109,6 @@ def _make_tiles(plan, side, head, s0, first, stop, tiles, low, apart, step, rest
 
 
 @inlined
-def _finish(address, stride):
-    """Store sums that are due at `address`, if any are."""
-    if address != 0:
-        sums_store(address, stride)
-
-
-@kernel
-def _score(k, due, due_stride, queries, wide, keys, low, first, scores, stride):
-    """Step k of the scores of ROWS rows for the tokens from `first` on: 32 channels of 32 tokens,
-    which take wide / 32 steps.  Returns where sums are due.
-
-    Sums are stored when others begin: a store that waits for its products keeps loads waiting
-    whose addresses end in the same 12 bits.
-    """
-    steps = wide // 32
-    t, step = first + 32 * (k // steps), k % steps
-    if step == 0:
-        _finish(due, due_stride)
-        sums_zero()
-    right = keys + TILE * (steps * (t // 16) + step)
-    sums_add_halves(queries + 128 * step, 4 * wide, right, right + TILE * steps, low)
-    return scores + 4 * t
-
-
-@kernel
-def _mix(k, due, due_stride, weights, stride, first, steps, values, low, apart, acc, wide):
-    """Step k of acc [ROWS, wide] += the weights of 32 `steps` tokens from `first` on by their
-    values: 32 tokens of 32 channels, which take `steps` steps.  Returns where sums are due."""
-    c, step = 32 * (k // steps), k % steps
-    if step == 0:
-        _finish(due, due_stride)
-        sums_load(acc + 4 * c, 4 * wide)
-    right = values + apart * (c // 16) + TILE * (first // 32 + step)
-    sums_add_halves(weights + 4 * first + 128 * step, stride, right, right + apart, low)
-    return acc + 4 * c
-
-
-@inlined
 def _seen(newest, window, s0, s1):
     """The tokens first..last of a span s0..s1 that a query at `newest` sees, counted from s0."""
     oldest = s0 if window == 0 else max(s0, newest - window + 1)
@@ -161,8 +125,72 @@ def _block_tokens(i, rows, group, position, window, s0, s1):
     return (first & ~31, (last + 31) & ~31) if first < last else (0, 0)
 
 
+@inlined
+def _soften(j, row):
+    """A step of softmax for row j of a block.  Returns the next."""
+    (
+        i, position, group, window, s0, s1, scores, stride, begin, end, states, sums, acc, wide,
+        softcap,
+    ) = row  # fmt: skip
+    first, last = _seen(position + (i + j) // group, window, s0, s1)
+    softmax_halves(
+        scores + j * stride, end - begin, first - begin, last - begin, states + 8 * (i + j),
+        sums + 64 * (i + j), acc + 4 * (i + j) * wide, wide, softcap,
+    )  # fmt: skip
+    return j + 1
+
+
+@inlined
+def _meanwhile(done, total, j, limit, row):
+    """Softmax of the rows up to `limit` whose turn it is when `done` of `total` products are under
+    way.  Returns the next row."""
+    while j < limit and total * j < ROWS * done:
+        j = _soften(j, row)
+    return j
+
+
 @kernel
-def _attend_span(plan, head, position, rows, s0, s1, acc, buffers, scratch):
+def _mix(weights, stride, steps, values, low, apart, acc, wide, total, limit, row):
+    """acc [ROWS, wide] += the weights of 32 `steps` tokens by their values, meanwhile softmax of
+    other rows.  Returns the next of these."""
+    done, j = 0, 0
+    for c in range(0, wide if steps > 0 else 0, 32):
+        right = values + apart * (c // 16)
+        sums_load(acc + 4 * c, 4 * wide)
+        for step in range(steps):
+            for part in range(first_part(low), 3):
+                left = weights + 128 * step
+                sums_add_halves(part, left, stride, right, right + apart, low)
+                done += 1
+                j = _meanwhile(done, total, j, limit, row)
+            right += TILE
+        sums_store(acc + 4 * c, 4 * wide)
+    return j
+
+
+@kernel
+def _score(queries, wide, keys, low, first, stop, scores, stride, done, total, j, limit, row):
+    """The scores of ROWS rows for the tokens first..stop, meanwhile softmax of other rows from j
+    on.  Returns the next of these."""
+    steps = wide // 32
+    for t in range(first, stop, 32):
+        right = keys + TILE * steps * (t // 16)
+        sums_zero()
+        for step in range(steps):
+            for part in range(first_part(low), 3):
+                left = queries + 128 * step
+                sums_add_halves(part, left, 4 * wide, right, right + TILE * steps, low)
+                done += 1
+                j = _meanwhile(done, total, j, limit, row)
+            right += TILE
+        # not before: a store that waits for its products keeps loads waiting whose addresses end
+        # in the same 12 bits
+        sums_store(scores + 4 * t, stride)
+    return j
+
+
+@kernel
+def _attend_span(plan, head, position, rows, s0, s1, acc, sums, buffers, scratch):
     """Rows whose first query is at `position` over the tokens s0..s1; their halves are at
     `scratch`, sums float32 [rows, width], padded to ROWS, at `acc`, then (maximum, sum) per row."""
     wide, softcap = width(field(plan, DIM)), load_f32(field(plan, FACTORS) + 4)
@@ -189,44 +217,27 @@ def _attend_span(plan, head, position, rows, s0, s1, acc, buffers, scratch):
         )  # fmt: skip
     _make_tiles(plan, V, head, s0, v_first, v_stop, values, value_low, apart, TILE, rest)
     tiles_begin(rest)
-    own, other, mixes = scores, scores + ROWS * stride, 0
-    begin, end, before, after = 0, 0, 0, 0
+    own, other, before, after, begin, end = scores, scores + ROWS * stride, 0, 0, 0, 0
     # one round ahead scores the first block, one behind mixes the last
     for i in range(-ROWS, (rows + ROWS - 1 & -ROWS) + ROWS, ROWS):
         next_begin, next_end = _block_tokens(i + ROWS, rows, group, position, window, s0, s1)
-        work = mixes + (next_end - next_begin) // 32 * (wide // 32)
-        done, due, due_stride = 0, 0, 0
-        token, g = position + i // group, i % group
-        at, target = queries + 4 * (i + ROWS) * wide, acc + 4 * (i - ROWS) * wide
-        for j in range(ROWS):
-            # meanwhile the tile registers mix the block before and score the one behind
-            while ROWS * done < work * (j + 1):
-                if done < mixes:
-                    steps = (after - before) // 32
-                    due = _mix(
-                        done, due, due_stride, other, stride, before, steps, values, value_low,
-                        apart, target, wide,
-                    )  # fmt: skip
-                    due_stride = 4 * wide
-                else:
-                    due = _score(
-                        done - mixes, due, due_stride, at, wide, keys, key_low, next_begin, other,
-                        stride,
-                    )  # fmt: skip
-                    due_stride = stride
-                done += 1
-            if begin < end and i + j < rows:
-                row, sums = own + j * stride + 4 * begin, acc + 4 * (i + j) * wide
-                first, last = _seen(token, window, s0, s1)
-                softmax_halves(
-                    row, end - begin, first - begin, last - begin, states + 8 * (i + j), sums,
-                    wide, softcap,
-                )  # fmt: skip
-                g += 1
-                if g == group:
-                    g, token = 0, token + 1
-        _finish(due, due_stride)
-        mixes = (end - begin) // 32 * (wide // 32)
+        mixes = (after - before) // 32 * (wide // 32) * (3 - first_part(value_low))
+        total = mixes + (next_end - next_begin) // 32 * (wide // 32) * (3 - first_part(key_low))
+        limit = min(ROWS, rows - i) if begin < end else 0
+        row = (
+            i, position, group, window, s0, s1, own + 4 * begin, stride, begin, end,
+            states, sums, acc, wide, softcap,
+        )  # fmt: skip
+        j = _mix(
+            other + 4 * before, stride, (after - before) // 32, values + TILE * (before // 32),
+            value_low, apart, acc + 4 * (i - ROWS) * wide, wide, total, limit, row,
+        )  # fmt: skip
+        j = _score(
+            queries + 4 * (i + ROWS) * wide, wide, keys, key_low, next_begin, next_end, other,
+            stride, mixes, total, j, limit, row,
+        )  # fmt: skip
+        while j < limit:
+            j = _soften(j, row)
         before, after, begin, end, own, other = begin, end, next_begin, next_end, other, own
     tiles_end()
 
@@ -242,15 +253,27 @@ def attend_tiles(plan, head, t0, tokens, start, stop, acc, scratch):
         field(plan, UNIT),
     )
     buffers = scratch
-    scratch = buffers + field(plan, BIAS_NBYTES)
+    sums = buffers + field(plan, BIAS_NBYTES)
+    scratch = sums + 64 * padded
+    clear(sums, 16 * padded)
     prepare(plan, t0, tokens, head, acc, padded, scratch)
     _split_queries(rows, width(field(plan, DIM)), scratch)
     if field(plan, BIAS) != 0:
         prepare_restoring(plan + 8 * BIAS, head, field(plan, DIM), buffers)
     if start < 0:  # sinks are wanted
         _attend_span(
-            plan, head, position, rows, -field(plan, SINK), min(0, stop), acc, buffers, scratch
+            plan,
+            head,
+            position,
+            rows,
+            -field(plan, SINK),
+            min(0, stop),
+            acc,
+            sums,
+            buffers,
+            scratch,
         )
     for s0 in range(max(0, start) // unit * unit, stop, span):
         s1 = min(s0 + span, stop)
-        _attend_span(plan, head, position, rows, s0, s1, acc, buffers, scratch)
+        _attend_span(plan, head, position, rows, s0, s1, acc, sums, buffers, scratch)
+    settle(rows, acc + 4 * padded * width(field(plan, DIM)), sums)

@@ -12,6 +12,7 @@ import numpy as np
 from engine.memory import LINE, aligned_zeros, huge_zeros
 
 _CHUNK = 1 << 28  # bytes of an arena's mapping
+_LARGE = 1 << 14  # bytes of a block that huge pages are worth
 _AROUND = 1 << 16  # bytes of a file that Linux maps when one of them is read
 
 
@@ -61,15 +62,20 @@ class Pool:
 
     def __init__(self) -> None:
         self._free: dict[int, list[np.ndarray]] = defaultdict(list)
+        self._arena = Arena()
 
     def take(self, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
         """An array of undefined contents that starts on a cache line."""
         nbytes = math.prod(shape) * np.dtype(dtype).itemsize
         size = max(LINE, 1 << (nbytes - 1).bit_length()) if nbytes else LINE
         free = self._free[size]
-        memory = free.pop() if free else aligned_zeros((size,))
+        memory = free.pop() if free else self._new(size)
         block = _Block(self, memory, nbytes)
         return np.asarray(block).view(dtype).reshape(shape)
+
+    def _new(self, size: int) -> np.ndarray:
+        # tiles load rows from page after page: the address cache is too small for ordinary ones
+        return self._arena.take((size,)) if size >= _LARGE else aligned_zeros((size,))
 
     def give_back(self, memory: np.ndarray) -> None:
         self._free[memory.size].append(memory)

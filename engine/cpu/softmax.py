@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 
-from engine.cpu.halves import store_split
 from engine.cpu.jit import inlined, kernel
 from engine.cpu.kv_floats import fetch
 from engine.cpu.kv_tokens import width
@@ -25,7 +24,7 @@ from engine.cpu.simd import (
 from engine.cpu.vmath import larger, vexp2, vtanh
 
 MASKED = np.float32(-1e30)
-_LOG2E = np.float32(math.log2(math.e))
+LOG2E = np.float32(math.log2(math.e))
 
 
 @kernel
@@ -36,7 +35,7 @@ def clear(target, n):
 
 
 @inlined
-def _fill(row, start, stop, value):
+def fill(row, start, stop, value):
     """float32 `value` for start..stop."""
     whole = min((start + 15) & ~15, stop)
     for t in range(start, whole):
@@ -48,7 +47,7 @@ def _fill(row, start, stop, value):
 
 
 @inlined
-def _cap(scores, start, stop, softcap):
+def cap(scores, start, stop, softcap):
     for t in range(start, stop, 64):
         s = load(f32x16, scores + t)
         store(scores + t, vtanh(s * (np.float32(1) / softcap)) * softcap)
@@ -59,9 +58,9 @@ def _highest(scores, first, last, stop, softcap, before):
     """Cap the scores up to `stop`, mask those outside first..last, and their maximum and
     `before`'s."""
     if softcap > 0:
-        _cap(scores, 0, 4 * stop, softcap)
-    _fill(scores, 0, first, MASKED)
-    _fill(scores, last, stop, MASKED)
+        cap(scores, 0, 4 * stop, softcap)
+    fill(scores, 0, first, MASKED)
+    fill(scores, last, stop, MASKED)
     top, top2 = splat(f32x16, before), splat(f32x16, MASKED)
     for t in range(0, 4 * stop, 128):
         top = larger(load(f32x16, scores + t), top)
@@ -96,7 +95,7 @@ def softmax_row(scores, count, first, last, state, acc, wide, softcap, ahead, en
     scores, first, last, stop = scores + 4 * start, first - start, last - start, stop - start
     before = load_f32(state)
     highest = _highest(scores, first, last, stop, softcap, before)
-    scale, offset = splat(f32x16, _LOG2E), splat(f32x16, -highest * _LOG2E)
+    scale, offset = splat(f32x16, LOG2E), splat(f32x16, -highest * LOG2E)
     total, total2 = zeros(f32x16), zeros(f32x16)
     lines = ((end - ahead) // 2 + stop - 1) // stop  # in a step of 32 scores
     for t in range(0, 4 * stop, 128):
@@ -107,25 +106,6 @@ def softmax_row(scores, count, first, last, state, acc, wide, softcap, ahead, en
         total, total2 = total + weight, total2 + weight2
         store(scores + t, weight)
         store(scores + t + 64, weight2)
-    _settle(state, before, highest, reduce_add(total + total2), acc, wide)
-
-
-@kernel
-def softmax_halves(scores, count, first, last, state, acc, wide, softcap):
-    """As `softmax_row`, but the weights become bfloat16 halves in the place of the scores: of every
-    32 the high ones and then the low ones."""
-    if first >= last:
-        clear(scores, count)
-        return
-    before = load_f32(state)
-    highest = _highest(scores, first, last, count, softcap, before)
-    scale, offset = splat(f32x16, _LOG2E), splat(f32x16, -highest * _LOG2E)
-    total, total2 = zeros(f32x16), zeros(f32x16)
-    for t in range(0, 4 * count, 128):
-        weight = vexp2(fma(load(f32x16, scores + t), scale, offset))
-        weight2 = vexp2(fma(load(f32x16, scores + t + 64), scale, offset))
-        total, total2 = total + weight, total2 + weight2
-        store_split(weight, weight2, scores + t, 64)
     _settle(state, before, highest, reduce_add(total + total2), acc, wide)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from llvmlite import ir
 
-from engine.cpu.deferred import intrinsic
+from engine.cpu.deferred import intrinsic, types
 from engine.cpu.jit import inlined, kernel
 from engine.cpu.simd import (
     bitcast,
@@ -42,6 +43,17 @@ def larger(typing_context, a, b):
         return select_larger(builder, *args)
 
     return a(a, a), emit
+
+
+@intrinsic
+def any_larger(typing_context, a, b):
+    """Whether any lane of a is larger than b's."""
+
+    def emit(context, builder, signature, args):
+        mask = builder.bitcast(builder.fcmp_ordered(">", *args), ir.IntType(a.lanes))
+        return builder.icmp_unsigned("!=", mask, ir.Constant(mask.type, 0))
+
+    return types.boolean(a, b), emit
 
 
 @intrinsic
@@ -96,6 +108,26 @@ def vexp2(x):
     p = fma(p, r, splat(f32x16, _POWERS[3]))
     p = fma(p, r, splat(f32x16, _POWERS[4]))
     p = fma(p, r, splat(f32x16, _POWERS[5]))
+    return bitcast(f32x16, bitcast(u32x16, p) + (bitcast(u32x16, shifted) << 23))
+
+
+# the same to 2.8e-6
+_SHORT_POWERS = tuple(
+    np.float32(c) for c in (9.58285e-3, 5.590642e-2, 2.4024099e-1, 6.9312419e-1, 1.0)
+)
+
+
+@kernel
+def vexp2_short(x):
+    """`vexp2` to 3e-6, what two bfloat16 hold."""
+    x = larger(x, splat(f32x16, _LEAST_POWER))
+    shifted = x + _ROUNDER
+    r = x - (shifted - _ROUNDER)
+    p = splat(f32x16, _SHORT_POWERS[0])
+    p = fma(p, r, splat(f32x16, _SHORT_POWERS[1]))
+    p = fma(p, r, splat(f32x16, _SHORT_POWERS[2]))
+    p = fma(p, r, splat(f32x16, _SHORT_POWERS[3]))
+    p = fma(p, r, splat(f32x16, _SHORT_POWERS[4]))
     return bitcast(f32x16, bitcast(u32x16, p) + (bitcast(u32x16, shifted) << 23))
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from engine.bits import pack_steps
 from engine.cpu.amx import (
+    first_part,
     pair_bf16,
     sums_add_halves,
     sums_add_tiles,
@@ -111,7 +112,8 @@ def _product_of_halves(config, left, right, low, out):
     tiles_begin(address_of(config))
     sums_zero()
     tile = address_of(right)
-    sums_add_halves(address_of(left), 128, tile, tile + 1024, low)
+    for part in range(first_part(low), 3):
+        sums_add_halves(part, address_of(left), 128, tile, tile + 1024, low)
     sums_store(address_of(out), 128)
     tiles_end()
 
