@@ -191,9 +191,10 @@ def _attend_block(plan, head, t0, tokens, start, stop, beyond, acc, scratch):
     group = field(plan, HEADS) // field(plan, KV_HEADS)
     wide, span, rows = width(field(plan, DIM)), field(plan, SPAN), tokens * group
     position, sink = cached_tokens(plan) - field(plan, TOKENS) + t0, field(plan, SINK)
-    prepare(plan, t0, tokens, head, acc, rows, scratch)
+    scale = load_f32(field(plan, FACTORS))
+    prepare(plan, t0, tokens, head, scale, acc, rows, scratch)
     if field(plan, BIAS) != 0:
-        heads, dim, scale = field(plan, KV_HEADS), field(plan, DIM), load_f32(field(plan, FACTORS))
+        heads, dim = field(plan, KV_HEADS), field(plan, DIM)
         at, buffers = plan + 8 * BIAS, scratch + 4 * rows * (wide + span)
         gather_bias(at, t0, tokens, group, heads, head, dim, scale, buffers)
     cached, unit = cached_tokens(plan), field(plan, UNIT)

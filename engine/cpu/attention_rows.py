@@ -6,7 +6,6 @@ import numpy as np
 
 from engine.cpu.attention_plan import (
     DIM,
-    FACTORS,
     HEADS,
     KV_HEADS,
     QUERIES,
@@ -18,11 +17,10 @@ from engine.cpu.softmax import MASKED, clear
 
 
 @kernel
-def _gather_queries(plan, t0, tokens, head, out):
-    """Rows (t, g) of the block's queries, scaled, zeros behind head_dim."""
+def _gather_queries(plan, t0, tokens, head, scale, out):
+    """Rows (t, g) of the block's queries times `scale`, zeros behind head_dim."""
     heads, dim = field(plan, HEADS), field(plan, DIM)
     group, wide = heads // field(plan, KV_HEADS), width(dim)
-    scale = load_f32(field(plan, FACTORS))
     for t in range(tokens):
         for g in range(group):
             source = field(plan, QUERIES) + 4 * ((t0 + t) * heads + head * group + g) * dim
@@ -37,10 +35,10 @@ def _gather_queries(plan, t0, tokens, head, out):
 
 
 @kernel
-def prepare(plan, t0, tokens, head, acc, rows, scratch):
-    """Gather a block's queries; its sums, of `rows` rows with their padding, are nothing yet."""
+def prepare(plan, t0, tokens, head, scale, acc, rows, scratch):
+    """Gather a block's queries times `scale`; its sums, of `rows` rows with padding, are zero."""
     wide = width(field(plan, DIM))
-    _gather_queries(plan, t0, tokens, head, scratch)
+    _gather_queries(plan, t0, tokens, head, scale, scratch)
     clear(acc, rows * wide)
     states = acc + 4 * rows * wide
     for i in range(rows):

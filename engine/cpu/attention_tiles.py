@@ -52,7 +52,7 @@ from engine.cpu.key_bias_tiles import prepare_restoring, restore_bias
 from engine.cpu.kv_tokens import width
 from engine.cpu.kv_verbs import tiles_scratch_nbytes
 from engine.cpu.simd import f32x16, load, load_f32, store, zeros
-from engine.cpu.softmax import clear
+from engine.cpu.softmax import LOG2E, clear
 from engine.cpu.softmax_halves import settle, softmax_halves
 
 
@@ -193,7 +193,7 @@ def _score(queries, wide, keys, low, first, stop, scores, stride, done, total, j
 def _attend_span(plan, head, position, rows, s0, s1, acc, sums, buffers, scratch):
     """Rows whose first query is at `position` over the tokens s0..s1; their halves are at
     `scratch`, sums float32 [rows, width], padded to ROWS, at `acc`, then (maximum, sum) per row."""
-    wide, softcap = width(field(plan, DIM)), load_f32(field(plan, FACTORS) + 4)
+    wide, softcap = width(field(plan, DIM)), load_f32(field(plan, FACTORS) + 4) * LOG2E
     group, window = field(plan, HEADS) // field(plan, KV_HEADS), field(plan, WINDOW)
     queries, keys, values, scores, rest = _rooms(plan, rows, scratch)
     stride, states = 4 * ((s1 - s0 + 31) & ~31), acc + 4 * wide * ((rows + ROWS - 1) & -ROWS)
@@ -256,7 +256,8 @@ def attend_tiles(plan, head, t0, tokens, start, stop, acc, scratch):
     sums = buffers + field(plan, BIAS_NBYTES)
     scratch = sums + 64 * padded
     clear(sums, 16 * padded)
-    prepare(plan, t0, tokens, head, acc, padded, scratch)
+    scale = load_f32(field(plan, FACTORS)) * LOG2E
+    prepare(plan, t0, tokens, head, scale, acc, padded, scratch)
     _split_queries(rows, width(field(plan, DIM)), scratch)
     if field(plan, BIAS) != 0:
         prepare_restoring(plan + 8 * BIAS, head, field(plan, DIM), buffers)

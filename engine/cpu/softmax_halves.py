@@ -1,8 +1,8 @@
 """Online softmax of rows whose weights become bfloat16 halves (`engine.cpu.attention_tiles`).
 
-Weights are relative to a maximum that lags behind by up to e^LAG: raising it at every step would
-have all exponentials wait for a maximum across lanes.  Sums stay apart by lane for the same reason,
-until `settle`.
+Scores come as powers of two.  Weights are relative to a maximum, rounded to an integer, that lags
+behind by up to LAG: raising it at every step would have all exponentials wait for a maximum across
+lanes.  Sums stay apart by lane for the same reason, until `settle`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from engine.cpu.halves import store_truncated
 from engine.cpu.jit import inlined, kernel
 from engine.cpu.simd import (
     f32x16,
-    fma,
     load,
     load_f32,
     reduce_add,
@@ -25,10 +24,10 @@ from engine.cpu.simd import (
     store_f32,
     zeros,
 )
-from engine.cpu.softmax import LOG2E, MASKED, cap, clear, fill
-from engine.cpu.vmath import any_larger, larger, vexp2_short
+from engine.cpu.softmax import MASKED, cap, clear, fill
+from engine.cpu.vmath import any_larger, larger, relative_to, vexp2_relative
 
-LAG = np.float32(5)
+LAG = np.float32(7)
 
 
 @kernel
@@ -41,7 +40,7 @@ def settle(rows, states, sums):
 @kernel
 def _raise(state, highest, sums, acc, wide):
     """Make what a row has summed up relative to a new maximum."""
-    shrink = np.float32(math.exp(load_f32(state) - highest))
+    shrink = np.float32(2.0 ** (load_f32(state) - highest))
     store_f32(state, highest)
     store(sums, load(f32x16, sums) * shrink)
     for c in range(0, 4 * wide, 64):
@@ -77,13 +76,13 @@ def softmax_halves(scores, count, first, last, state, sums, acc, wide, softcap):
     fill(scores, last, count, MASKED)
     top, highest = _highest(scores, count), load_f32(state)
     if any_larger(top, splat(f32x16, highest + LAG)):
-        highest = reduce_max(top)
+        highest = np.float32(math.ceil(reduce_max(top)))
         _raise(state, highest, sums, acc, wide)
-    scale, offset = splat(f32x16, LOG2E), splat(f32x16, -highest * LOG2E)
+    least, rounder = relative_to(highest)
     total, total2 = load(f32x16, sums), zeros(f32x16)
     for t in range(0, 4 * count, 128):
-        weight = vexp2_short(fma(load(f32x16, scores + t), scale, offset))
-        weight2 = vexp2_short(fma(load(f32x16, scores + t + 64), scale, offset))
+        weight = vexp2_relative(load(f32x16, scores + t), least, rounder)
+        weight2 = vexp2_relative(load(f32x16, scores + t + 64), least, rounder)
         total, total2 = total + weight, total2 + weight2
         store_truncated(weight, weight2, scores + t, 64)
     store(sums, total + total2)

@@ -117,12 +117,19 @@ _SHORT_POWERS = tuple(
 )
 
 
+@inlined
+def relative_to(reference):
+    """What `vexp2_relative` needs of a reference: an integer, less than 2^22."""
+    return splat(f32x16, reference + _LEAST_POWER), splat(f32x16, _ROUNDER - reference)
+
+
 @kernel
-def vexp2_short(x):
-    """`vexp2` to 3e-6, what two bfloat16 hold."""
-    x = larger(x, splat(f32x16, _LEAST_POWER))
-    shifted = x + _ROUNDER
-    r = x - (shifted - _ROUNDER)
+def vexp2_relative(x, least, rounder):
+    """2^(x - reference) of f32x16 x up to reference + 127, otherwise as `vexp2`, to 3e-6: what two
+    bfloat16 hold.  That the reference is an integer saves its subtraction."""
+    x = larger(x, least)
+    shifted = x + rounder
+    r = x - (shifted - rounder)
     p = splat(f32x16, _SHORT_POWERS[0])
     p = fma(p, r, splat(f32x16, _SHORT_POWERS[1]))
     p = fma(p, r, splat(f32x16, _SHORT_POWERS[2]))
