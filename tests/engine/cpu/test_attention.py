@@ -158,6 +158,25 @@ def test_sharp_and_flat_scores(name: str) -> None:
         check(Attention(name, name, cached=260), sharpness)
 
 
+class Growing(Attention):
+    """Scores from 0 at the first token to some hundred at the last."""
+
+    def inputs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        q, k, v = super().inputs()
+        growth = np.linspace(0, 100, len(k), dtype=np.float32)[:, None, None]
+        return np.abs(q), k * 0.1 + growth * self.scale, v
+
+
+@pytest.mark.parametrize("cached", [40, 333, 1100])
+def test_a_maximum_that_rises_all_the_time(cached: int) -> None:
+    """For one query, for many, on tiles, and where the last pages are all that counts."""
+    for name in ("f32", "bf16", "q8_0"):
+        for tokens in (1, 4, 40):
+            check(Growing(name, name, heads=6, cached=cached, tokens=tokens))
+            check(Growing(name, name, heads=6, cached=cached, tokens=tokens), sharpness=-1.0)
+        check(Growing(name, name, cached=cached, tokens=40, softcap=30.0))
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_one_thread_equals_two_bit_for_bit(name: str) -> None:
     for case in (
