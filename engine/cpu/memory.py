@@ -11,7 +11,7 @@ import numpy as np
 
 from engine.memory import LINE, aligned_zeros, huge_zeros
 
-_CHUNK = 1 << 28  # bytes of an arena's mapping
+_CHUNK, _POOL_CHUNK = 1 << 28, 1 << 22  # bytes of an arena's mapping, of a pool's
 _LARGE = 1 << 14  # bytes of a block that huge pages are worth
 _AROUND = 1 << 16  # bytes of a file that Linux maps when one of them is read
 
@@ -22,15 +22,15 @@ class Arena:
     Weights stream past the address cache of ordinary pages: in huge ones they come faster.
     """
 
-    def __init__(self) -> None:
-        self._chunk, self._used = np.empty(0, np.uint8), 0
+    def __init__(self, chunk: int = _CHUNK) -> None:
+        self._least, self._chunk, self._used = chunk, np.empty(0, np.uint8), 0
 
     def take(self, shape: tuple[int, ...]) -> np.ndarray:
         """uint8 zeros that start on a cache line."""
         nbytes = math.prod(shape)
         if self._used + nbytes > self._chunk.size:
             # what is never touched costs nothing
-            self._chunk, self._used = huge_zeros(max(_CHUNK, nbytes)), 0
+            self._chunk, self._used = huge_zeros(max(self._least, nbytes)), 0
         taken = self._chunk[self._used : self._used + nbytes].reshape(shape)
         self._used += -(-nbytes // LINE) * LINE
         return taken
@@ -62,7 +62,7 @@ class Pool:
 
     def __init__(self) -> None:
         self._free: dict[int, list[np.ndarray]] = defaultdict(list)
-        self._arena = Arena()
+        self._arena = Arena(_POOL_CHUNK)
 
     def take(self, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
         """An array of undefined contents that starts on a cache line."""

@@ -217,12 +217,16 @@ class SimulatedOps(ReferenceOps):
 def test_a_token_reads_packed_pages_and_its_own_page_exactly(
     name: str, ctk: str, ctv: str, sink: int
 ) -> None:
-    simulated = Session(Model(exact(name), SimulatedOps()), ctk=ctk, ctv=ctv, sink=sink)
-    want = np.concatenate([part for _, part in simulated.score(PROMPT[:110])])
-    fused = session(name, ctk, ctv=ctv, sink=sink)
-    got = [part for cut in ((0, 45), (45, 110)) for _, part in fused.score(PROMPT[slice(*cut)])]
-    # a code that flips moves the logits of few tokens, a page in the wrong form those of all after
-    assert spread(np.concatenate(got), want) < TOLERANCE
+    spreads = []
+    for prompt in (text(110), text(110, seed=1)):
+        simulated = Session(Model(exact(name), SimulatedOps()), ctk=ctk, ctv=ctv, sink=sink)
+        want = np.concatenate([part for _, part in simulated.score(prompt)])
+        fused = session(name, ctk, ctv=ctv, sink=sink)
+        got = [part for cut in ((0, 45), (45, 110)) for _, part in fused.score(prompt[slice(*cut)])]
+        spreads.append(spread(np.concatenate(got), want))
+    # a code that flips moves some logits of some prompts by up to 1e-2, a page in the wrong form
+    # those of all, by 1e-2 to 1e-1 (as here with another number of sinks)
+    assert min(spreads) < 1e-3
 
 
 def test_an_exact_cache_changes_nothing() -> None:
