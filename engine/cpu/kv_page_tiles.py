@@ -58,10 +58,19 @@ def key_tiles(unit, lanes, wide, s, m, center, norms, tiles, low):
 
 
 @inlined
-def scaled(word, i, s, m, center, norm):
+def _scaled(word, i, s, m, center, norm):
     """Token i of a step's four in 16 channels whose s and m are at two addresses."""
     x = fma(byte(word, i) - center, load(f32x16, s), load(f32x16, m))
     return x * splat(f32x16, load_f32(norm))
+
+
+@inlined
+def channel_rows(word, s, m, center, norms, rows, low):
+    """Two rows of a tile: four tokens' 16 channels; s and m float32 [16], norms [4]."""
+    for i in range(0, 4, 2):
+        x = _scaled(word, i, s, m, center, norms + 4 * i)
+        y = _scaled(word, i + 1, s, m, center, norms + 4 * i + 4)
+        store_pairs(x, y, rows + 32 * i, low)
 
 
 @inlined
@@ -69,11 +78,7 @@ def channel_tiles(unit, count, s, m, center, norms, tiles, low):
     """Tiles of `count` tokens' 16 channels of a unit; s and m float32 [16], norms [count]."""
     for t in range(0, count, 4):
         word = load(u32x16, unit + 16 * t)
-        for i in range(0, 4, 2):
-            at = norms + 4 * (t + i)
-            x = scaled(word, i, s, m, center, at)
-            y = scaled(word, i + 1, s, m, center, at + 4)
-            store_pairs(x, y, tiles + 32 * (t + i), low)
+        channel_rows(word, s, m, center, norms + 4 * t, tiles + 32 * t, low)
 
 
 @inlined

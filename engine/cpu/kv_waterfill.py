@@ -18,11 +18,11 @@ from functools import cache
 import numpy as np
 
 from engine.cpu.amx import TILE, tiles_begin, tiles_end
-from engine.cpu.gather import look_up_row, scatter
+from engine.cpu.gather import gather, look_up_row, scatter
 from engine.cpu.halves import store_pairs
 from engine.cpu.jit import Verb, inlined
 from engine.cpu.kv_integers import block_rows, next_page, sum_at, sums_stride
-from engine.cpu.kv_page_tiles import clear_half, clear_tiles, key, scaled
+from engine.cpu.kv_page_tiles import channel_rows, clear_half, clear_tiles, key
 from engine.cpu.kv_sorted import (
     CENTER,
     WIDTHS,
@@ -287,34 +287,44 @@ def _key_tiles(page, n, dim, target, low, apart, scratch, codes_nbytes, unused, 
         target += apart
 
 
+@inlined
+def _take_order(order, ranges, lanes, dim, natural, places):
+    """The ranges in the channels' order, zeros for those of the padding, and where each channel's
+    word stands in units of CHUNK tokens, int32 [lanes]."""
+    for c in range(0, lanes, 16):
+        channels = load(i32x16, order + 4 * c)
+        scatter(natural, channels, load(f32x16, ranges + 4 * c))
+        scatter(natural + 4 * lanes, channels, load(f32x16, ranges + 4 * (lanes + c)))
+        scatter(places, channels, iota(i32x16) + c * CHUNK // 4)
+    for c in range(dim, lanes):
+        store_f32(natural + 4 * c, np.float32(0))
+        store_f32(natural + 4 * (lanes + c), np.float32(0))
+
+
 def _value_tiles(page, n, dim, target, low, apart, scratch, codes_nbytes, unused, unused2):
-    """Tiles of values; see `engine.cpu.kv_tiles`."""
-    wide, lanes, unit = width(dim), (dim + 15) & ~15, 16 * CHUNK
-    ranges, norms, counts, order, places, row, codes = _tile_rooms(scratch, n, lanes)
+    """Tiles of values; see `engine.cpu.kv_tiles`.
+
+    Words of four tokens' codes are what is put in order.  They were written long before, or a
+    gather would wait for them.
+    """
+    wide, lanes = width(dim), (dim + 15) & ~15
+    ranges, norms, counts, order, places, natural, codes = _tile_rooms(scratch, n, lanes)
     widths, norm_codes, middles, sizes, pairs = parts(page, n, lanes, codes_nbytes)
     sort(widths, lanes, order, counts)
     load_ranges(middles, sizes, pairs, lanes, ranges)
     load_norms(norm_codes, pairs, n, norms)
-    _find_places(order, lanes, dim, ranges, places)
+    _take_order(order, ranges, lanes, dim, natural, places)
     for t0 in range(0, n, CHUNK):
         count = min(CHUNK, n - t0)
         _unpack_values(page, n, t0, count, counts, codes, CHUNK, 0)
-        for t in range(0, count, 2):
-            at, i, norm = codes + 16 * (t & ~3), t & 3, norms + 4 * (t0 + t)
-            for c in range(0, lanes, 16):
-                word, s, m = (
-                    load(u32x16, at + unit * (c // 16)),
-                    ranges + 4 * c,
-                    ranges + 4 * (lanes + c),
-                )
-                x = scaled(word, i, s, m, _CENTER, norm)
-                y = scaled(word, i + 1, s, m, _CENTER, norm + 4)
-                store_pairs(x, y, row + 4 * c, 4 * lanes + 128 if low != 0 else 0)
-            for c in range(0, lanes, 16):
-                place, tile = load(i32x16, places + 4 * c), target + c // 16 * apart + 32 * t
-                store(tile, look_up_row(row, lanes, place))
-                if low != 0:
-                    store(tile + low, look_up_row(row + 4 * lanes + 128, lanes, place))
+        for c in range(0, lanes, 16):
+            place, tile = load(i32x16, places + 4 * c), target + c // 16 * apart
+            s, m = natural + 4 * c, natural + 4 * (lanes + c)
+            for t in range(0, count, 4):
+                word = gather(u32x16, codes + 16 * t, place)
+                channel_rows(
+                    word, s, m, _CENTER, norms + 4 * (t0 + t), tile + 32 * t, low
+                )  # fmt: skip
         if lanes < wide:
             clear_tiles(target + lanes // 16 * apart, low, count // 32)
         target += TILE * (count // 32)
