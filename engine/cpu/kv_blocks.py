@@ -53,7 +53,7 @@ from engine.cpu.simd import (
 FEW_ROWS = 8
 _TOP = 63 * 65536  # the largest magnitude whose three bytes ROUNDER leaves alone
 _TO_HIGH = 2**32 - 2**22 + 2**15 + 2**7  # takes ROUNDER's own bit off, rounds two bytes up
-_TURN, _INTERLEAVE, ROW_NBYTES, _MIDDLE, _SCORE, MIX, _PARAMETERS = range(7)
+TURN, INTERLEAVE, ROW_NBYTES, MIDDLE, _SCORE, MIX, _PARAMETERS = range(7)
 
 
 @cache  # verbs read it
@@ -165,7 +165,7 @@ def score_verb(ranged: bool, whole: bool) -> Verb:
         lanes = wide if whole else 32
         blocks = wide // lanes
         _, headers, scales, factors, planes, units = _rooms(scratch, wide)
-        middle, row_nbytes = np.float32(field(record, _MIDDLE)), field(record, ROW_NBYTES)
+        middle, row_nbytes = np.float32(field(record, MIDDLE)), field(record, ROW_NBYTES)
         ahead = load_i64(scratch - 8) - page
         for i in range(rows):
             for b in range(blocks):
@@ -176,7 +176,7 @@ def score_verb(ranged: bool, whole: bool) -> Verb:
         for t0 in range(0, n, CHUNK):
             count, at = min(CHUNK, n - t0), page + t0 * row_nbytes
             arguments = (at, count, row_nbytes, wide // 32, 16 * wide, units, headers, ahead)
-            call(field(record, _TURN), arguments)
+            call(field(record, TURN), arguments)
             _load_scales(headers, count, blocks, middle, scales, ranged)
             for t in range(0, count, 32):
                 for i in range(rows):
@@ -211,13 +211,13 @@ def mix_verb(ranged: bool, whole: bool) -> Verb:
         lanes = wide if whole else 32
         blocks = wide // lanes
         weights, headers, scales, factors, planes, units = _rooms(scratch, wide)
-        middle, row_nbytes = np.float32(field(record, _MIDDLE)), field(record, ROW_NBYTES)
+        middle, row_nbytes = np.float32(field(record, MIDDLE)), field(record, ROW_NBYTES)
         ahead = load_i64(scratch - 8) - page
         for t0 in range(0, n, CHUNK):
             count, at = min(CHUNK, n - t0), page + t0 * row_nbytes
             tokens = (count + 15) & ~15
             arguments = (at, count, row_nbytes, wide // 32, 16 * tokens, units, headers, ahead)
-            call(field(record, _INTERLEAVE), arguments)
+            call(field(record, INTERLEAVE), arguments)
             _load_scales(headers, count, blocks, middle, scales, ranged)
             for i in range(rows):
                 for b in range(blocks):

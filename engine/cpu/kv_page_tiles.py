@@ -82,16 +82,20 @@ def channel_tiles(unit, count, s, m, center, norms, tiles, low):
 
 
 @inlined
-def _value(word, i, token, s, m):
-    step, least = splat(f32x16, load_f32(s + 4 * token)), splat(f32x16, load_f32(m + 4 * token))
+def _value(word, i, s, m):
+    step, least = splat(f32x16, load_f32(s + 4 * i)), splat(f32x16, load_f32(m + 4 * i))
     return fma(byte(word, i), step, least)
+
+
+@inlined
+def value_rows(word, s, m, rows, low):
+    """Two rows of a tile: four tokens' 16 channels; s and m float32 [4] by token."""
+    for i in range(0, 4, 2):
+        store_pairs(_value(word, i, s, m), _value(word, i + 1, s, m), rows + 32 * i, low)
 
 
 @inlined
 def value_tiles(unit, count, s, m, tiles, low):
     """Tiles of `count` tokens' 16 channels of a unit; s and m float32 [count] by token."""
     for t in range(0, count, 4):
-        word = load(u32x16, unit + 16 * t)
-        for i in range(0, 4, 2):
-            x, y = _value(word, i, t + i, s, m), _value(word, i + 1, t + i + 1, s, m)
-            store_pairs(x, y, tiles + 32 * (t + i), low)
+        value_rows(load(u32x16, unit + 16 * t), s + 4 * t, m + 4 * t, tiles + 32 * t, low)

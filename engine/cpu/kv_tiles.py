@@ -9,8 +9,9 @@ keys have one per 32 channels, values one per 32 tokens.  Row k of a tile has pa
 or tokens 2 k and 2 k + 1.
 
 What bfloat16 does not hold exactly has low halves, `low` bytes behind the high ones; `low` is 0
-where nobody wants them.  Three format parameters follow.  Here are the verbs of token formats,
-whose parameters are those of `engine.cpu.kv_tokens`.
+where nobody wants them.  Three format parameters follow.  Here are the verbs of bf16 and of token
+formats without units of bytes (`engine.cpu.kv_code_tiles`); their parameters are those of
+`engine.cpu.kv_tokens`.
 """
 
 from __future__ import annotations
@@ -124,5 +125,5 @@ BF16_KEYS, BF16_VALUES = Verb(_bf16_keys), Verb(_bf16_values)
 
 
 def scratch_nbytes(wide: int) -> int:
-    """Bytes that the verbs of token formats need."""
+    """Bytes that these verbs need."""
     return 8 * STEP * wide

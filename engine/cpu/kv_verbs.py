@@ -32,6 +32,7 @@ from engine.cpu import (
     kv_bf16,
     kv_block_mix,
     kv_blocks,
+    kv_code_tiles,
     kv_kivi,
     kv_pages,
     kv_ranges,
@@ -130,6 +131,17 @@ def page_verbs(kind: KVFormat, page_tokens: int, head_dim: int, tiles: bool = AM
     return PageVerbs(score.address, mix.address, nbytes, parameters, runs)
 
 
+def _token_tile_verbs(kind: TokenFormat, head_dim: int) -> tuple[Verb, Verb]:
+    if kind == BF16 and head_dim % 32 == 0:
+        return kv_tiles.BF16_KEYS, kv_tiles.BF16_VALUES
+    codes = codes_of(kind, head_dim)
+    if codes is None:
+        joined = _joined(kind, head_dim)
+        return kv_tiles.key_verb(joined), kv_tiles.value_verb(joined)
+    ranged, whole = codes.ranged, codes.whole
+    return kv_code_tiles.key_verb(ranged, whole), kv_code_tiles.value_verb(ranged, whole)
+
+
 @lru_cache(maxsize=64)
 def tile_verbs(kind: KVFormat, page_tokens: int, head_dim: int) -> TileVerbs | None:
     """The verbs of a supported format on tile registers; None for f32, which they do not serve."""
@@ -137,12 +149,7 @@ def tile_verbs(kind: KVFormat, page_tokens: int, head_dim: int) -> TileVerbs | N
         return None
     parameters = page_verbs(kind, page_tokens, head_dim).parameters
     if isinstance(kind, TokenFormat):
-        joined = _joined(kind, head_dim)
-        keys, values = kv_tiles.key_verb(joined), kv_tiles.value_verb(joined)
-        if kind == BF16 and head_dim % 32 == 0:
-            keys, values = kv_tiles.BF16_KEYS, kv_tiles.BF16_VALUES
-        channels, row_nbytes = kind.channels(head_dim), kind.row_nbytes(head_dim)
-        parameters = (DECODERS[kind.name].address, row_nbytes, channels)
+        keys, values = _token_tile_verbs(kind, head_dim)
     elif isinstance(kind, WaterFilledFormat):
         keys, values = kv_waterfill.KEY_TILES, kv_waterfill.VALUE_TILES
     elif isinstance(kind, KiviFormat):
@@ -158,6 +165,7 @@ def tiles_scratch_nbytes(head_dim: int, page_tokens: int) -> int:
     lanes = padded_dim(head_dim)
     return max(
         kv_tiles.scratch_nbytes(-(-head_dim // 32) * 32),
+        kv_code_tiles.scratch_nbytes(-(-head_dim // 32) * 32),
         kv_pages.tiles_scratch_nbytes(lanes),
         kv_kivi.tiles_scratch_nbytes(lanes),
         kv_waterfill.tiles_scratch_nbytes(lanes, page_tokens),
