@@ -32,7 +32,7 @@ def as_float(halves: np.ndarray) -> np.ndarray:
 def tiles_of(name: str, side: Side, dim: int, n: int | None, halves: int) -> None:
     """Run the verb and compare what its tiles hold."""
     kind = kv_format(name)
-    size = kind.page_tokens or 128
+    size = kind.page_tokens or 256
     rng, n = np.random.default_rng(dim), n or size
     page = kind.encode(rng.standard_normal((1, size, dim), np.float32), side)[0]
     want = np.zeros((-(-n // 32) * 32, -(-dim // 32) * 32), np.float32)
@@ -59,7 +59,7 @@ def tiles_of(name: str, side: Side, dim: int, n: int | None, halves: int) -> Non
 @pytest.mark.parametrize("name", NAMES)
 def test_tiles_hold_the_page(name: str, side: Side) -> None:
     for dim in (16, 64, 72, 128):
-        for n in (None,) if kv_format(name).page_tokens else (None, 1, 13, 32, 77):
+        for n in (None,) if kv_format(name).page_tokens else (None, 1, 13, 32, 77, 205):
             tiles_of(name, side, dim, n, 2)
 
 
