@@ -267,7 +267,7 @@ class Attention:
         if self.rotated:
             queries = queries @ hadamard_matrix(self.dim)
         queries = ops.asarray(queries)
-        bias = ops.asarray(2 * normal(self.kv_heads, self.dim, seed=5) * self.scale)
+        bias = ops.asarray(normal(self.kv_heads, self.dim, seed=5) * self.scale)
         table = ops.asarray(rope_angles(self.cached, self.turned))
         return KeyBias(queries, bias, table, self.layout, self.rotated)
 
