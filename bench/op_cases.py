@@ -276,7 +276,7 @@ class Attention:
             layer, q, bias = self.layer(ops), ops.asarray(self.inputs()[0]), self.bias(ops)
             return lambda: ops.to_host(ops.attend(q, layer, self.dim**-0.5, self.softcap, bias))
 
-        return OpCase(self.name, prepare, self.nbytes, 1e-4)
+        return OpCase(self.name, prepare, self.nbytes, 2e-4)
 
     @property
     def nbytes(self) -> int:
