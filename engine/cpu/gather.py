@@ -7,11 +7,23 @@ from typing import Any
 from llvmlite import ir
 
 from engine.cpu.deferred import cgutils, intrinsic, types
-from engine.cpu.host import AVX512
+from engine.cpu.host import AVX512, VBMI
 from engine.cpu.jit import inlined
-from engine.cpu.simd import Vector, f32x16, i32x16, pointer, zeros
+from engine.cpu.simd import (
+    Vector,
+    broadcast,
+    f32x16,
+    i32x16,
+    load,
+    load_u8,
+    pointer,
+    store,
+    store_u8,
+    u8x64,
+    zeros,
+)
 
-_I32, _POINTER = ir.IntType(32), ir.PointerType()
+_I8, _I32, _POINTER = ir.IntType(8), ir.IntType(32), ir.PointerType()
 _FLAGS = ir.VectorType(ir.IntType(1), 16)
 _ALL = ir.Constant(_FLAGS, [True] * 16)
 
@@ -125,6 +137,44 @@ look_up_row: Any = _permuted if AVX512 else _gathered
 
 Faster than a gather.  Where n is no multiple of 32, what lies behind is read, too.
 """
+
+
+@intrinsic
+def _look_up_128(typing_context, found, index, first, address):
+    """`found`, or in lanes whose index is one of first..first+127 that byte of `address`'s 128."""
+
+    def emit(context, builder, signature, args):
+        before, indices, start, base = args
+        offset = builder.sub(indices, broadcast(builder, u8x64, builder.trunc(start, _I8)))
+        halves = [
+            builder.load(pointer(builder, at), typ=u8x64.llvm, align=1)
+            for at in (base, builder.add(base, ir.IntType(64)(64)))
+        ]
+        kind = ir.FunctionType(u8x64.llvm, [u8x64.llvm] * 3)
+        name = "llvm.x86.avx512.vpermi2var.qi.512"
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+        values = builder.call(function, [halves[0], offset, halves[1]])
+        here = builder.icmp_unsigned("<", offset, ir.Constant(u8x64.llvm, [128] * 64))
+        return builder.select(here, values, before)
+
+    return u8x64(u8x64, u8x64, types.int64, types.int64), emit
+
+
+@inlined
+def take_bytes(row, index, n, target):
+    """Byte row[index[i]] to target[i], n of them at most 256, and all are in the row.
+
+    Up to 127 bytes behind `row` and 63 behind `index` may be read, and 63 behind `target` written.
+    """
+    if VBMI:
+        for i in range(0, n, 64):
+            places, found = load(u8x64, index + i), zeros(u8x64)
+            for first in range(0, n, 128):
+                found = _look_up_128(found, places, first, row + first)
+            store(target + i, found)
+    else:
+        for i in range(n):
+            store_u8(target + i, load_u8(row + int(load_u8(index + i))))
 
 
 @intrinsic

@@ -61,6 +61,9 @@ AVX512 = _has("avx512f")
 VNNI = _has("avx512f", "avx512bw", "avx512vnni")
 """Products of unsigned and signed bytes, four of them added to each 32-bit lane."""
 
+VBMI = _has("avx512f", "avx512bw", "avx512vbmi")
+"""Bytes looked up in two registers."""
+
 AMX = _has("avx512f", "avx512bw", "amx-tile", "amx-bf16", "amx-int8") and _tiles_permitted()
 """Tile registers with products of bfloat16 and of byte matrices."""
 

@@ -15,54 +15,66 @@ import math
 
 import numpy as np
 
+from engine.cpu.gather import take_bytes
 from engine.cpu.jit import Verb, field, inlined, kernel
-from engine.cpu.kv_metadata import encode_linear, encode_log, log_value
+from engine.cpu.kv_metadata import encode_linear, encode_log, linear_values, log_values
 from engine.cpu.kv_tail import decode_rows, key_step, row_stride, tail_item, value_step
+from engine.cpu.kv_water_fill import FILL_NBYTES, rank, water_fill
 from engine.cpu.planes import pack_set
 from engine.cpu.simd import (
+    bitcast,
     convert,
     f32x16,
     f64x16,
     fma,
     load,
-    load_f16,
     load_f32,
     load_f64,
     load_i64,
     load_u8,
     load_u16,
-    maximum,
-    minimum,
     reduce_add,
+    reduce_max,
     rint,
     splat,
+    sqrt,
     store,
     store_f32,
     store_f64,
     store_u8,
     store_u16,
     u8x16,
+    u32x16,
+    u64x16,
     zeros,
 )
+from engine.cpu.vmath import any_larger, larger, smaller, where_larger
 from engine.kv.formats.channels import LEAST_RESTORED, padded_dim
 from engine.kv.formats.waterfill import MAX_WIDTH, WIDTH_BITS
 
 _LEAST_GAIN = np.float64(LEAST_RESTORED)
-_PER_CHANNEL = 8 * 8 + 2 * 4 + 2 * 2 + 3  # bytes of scratch: see `seal`
+BLOCK = 16  # tokens whose codes are sorted at a time
+# of scratch: for a token, a channel, and for all; see `seal`
+_PER_TOKEN, _PER_CHANNEL, _REST = 2 * 8, 4 * 8 + 5 * 4 + 2 * 2 + 4 + BLOCK, FILL_NBYTES + 512
+# float32 encodes what it can encode alike: lengths that leave it room, quotients far from ties
+_SHORTEST, _LONGEST = 2.0**-100, 2.0**100
+_MISTAKE = np.float32(2.0**-21)
 
 
 @kernel
-def _measure(rows, tokens, stride, lanes, norms):
-    """The lengths of the rows, to float64 norms [tokens]."""
+def _measure(rows, tokens, stride, lanes, norms, inverses):
+    """The lengths of the rows, and the inverses of those that are not 0, float64 [tokens] each."""
     for t in range(tokens):
         squares = zeros(f64x16)
         for c in range(lanes // 16):
             x = convert(f64x16, load(f32x16, rows + 4 * t * stride + 64 * c))
-            squares = squares + x * x
-        store_f64(norms + 8 * t, math.sqrt(reduce_add(squares)))
+            squares = fma(x, x, squares)  # the product is exact
+        norm = math.sqrt(reduce_add(squares))
+        store_f64(norms + 8 * t, norm)
+        store_f64(inverses + 8 * t, np.float64(1) / (norm if norm > 0 else np.float64(1)))
 
 
-@kernel
+@inlined
 def _divisor(norm):
     length = load_f64(norm)
     return length if length > 0 else np.float64(1)
@@ -78,107 +90,59 @@ def _quotient(x, divisor, inverse):
 
 
 @kernel
-def _find_ranges(rows, tokens, stride, lanes, norms, middles, reach):
-    """The middle and length of every channel's range over the directions, float64 [lanes]."""
+def _find_ranges(rows, tokens, stride, dim, lanes, norms, inverses, middles, reach):
+    """The middle and length of every channel's range over the directions, float64 [lanes]; behind
+    dim they are the first channel's and 0."""
     for c in range(0, lanes, 16):
         low, high = splat(f64x16, np.float64(np.inf)), splat(f64x16, np.float64(-np.inf))
         for t in range(tokens):
-            divisor = _divisor(norms + 8 * t)
-            inverse = splat(f64x16, np.float64(1) / divisor)
             u = convert(f64x16, load(f32x16, rows + 4 * (t * stride + c)))
-            u = _quotient(u, splat(f64x16, divisor), inverse)
-            low, high = minimum(low, u), maximum(high, u)
+            divisor = splat(f64x16, _divisor(norms + 8 * t))
+            u = _quotient(u, divisor, splat(f64x16, load_f64(inverses + 8 * t)))
+            low, high = smaller(u, low), larger(u, high)
         store(middles + 8 * c, (low + high) * np.float64(0.5) + np.float64(0))
         store(reach + 8 * c, high - low)
+    for c in range(dim, lanes):
+        store_f64(middles + 8 * c, load_f64(middles))
 
 
 @kernel
 def _weigh(queries, nbytes, tokens, dim, lanes, reach, importance):
     """Float64 importance [lanes] = reach times the RMS of the queries; 0 behind dim."""
-    for d in range(lanes):
-        store_f64(importance + 8 * d, load_f64(reach + 8 * d))
+    for d in range(0, 8 * lanes, 128):
+        store(importance + d, load(f64x16, reach + d))
     if queries == 0:
         return
     whole = dim & ~15
-    for c in range(0, whole, 16):
-        total = zeros(f64x16)
+    for c in range(0, whole, 32):  # two sums at a time, as one would wait for itself
+        second = min(c + 16, whole - 16)
+        total, total2 = zeros(f64x16), zeros(f64x16)
         for t in range(tokens):
-            total = total + convert(f64x16, load(f32x16, queries + t * nbytes + 4 * c))
+            row = queries + t * nbytes
+            total = total + convert(f64x16, load(f32x16, row + 4 * c))
+            total2 = total2 + convert(f64x16, load(f32x16, row + 4 * second))
         store(importance + 8 * c, total)
+        store(importance + 8 * second, total2)
     for d in range(whole, dim):
         rest = np.float64(0)
         for t in range(tokens):
             rest += np.float64(load_f32(queries + t * nbytes + 4 * d))
         store_f64(importance + 8 * d, rest)
-    for d in range(dim):
-        weight = np.float32(math.sqrt(load_f64(importance + 8 * d) / tokens))
-        store_f64(importance + 8 * d, load_f64(reach + 8 * d) * np.float64(weight))
+    for d in range(0, 8 * lanes, 128):
+        mean = load(f64x16, importance + d) / splat(f64x16, np.float64(tokens))
+        weight = convert(f64x16, convert(f32x16, sqrt(mean)))
+        store(importance + d, load(f64x16, reach + d) * weight)
 
 
 @kernel
-def _rank(importance, lanes, order):
-    """The channels by falling importance, then by number, uint16 [lanes]."""
-    for i in range(lanes):
-        value, j = load_f64(importance + 8 * i), i
-        while j > 0:
-            other = int(load_u16(order + 2 * (j - 1)))
-            if load_f64(importance + 8 * other) >= value:
-                break
-            store_u16(order + 2 * j, other)
-            j -= 1
-        store_u16(order + 2 * j, i)
-
-
-@kernel
-def _group_power(importance, order, group):
-    power = np.float64(0)
-    for i in range(group):
-        value = load_f64(importance + 8 * int(load_u16(order + 2 * i)))
-        power += value * value
-    return power
-
-
-@kernel
-def _most_valuable(worth, widths, groups):
-    """The group whose next bit is worth most, of equals the narrowest, then the first."""
-    best, width, most = -1, MAX_WIDTH, np.float64(0)
-    for g in range(groups):
-        w, value = int(load_u8(widths + g)), load_f64(worth + 8 * g)
-        if w < MAX_WIDTH and (best < 0 or value > most or (value == most and w < width)):
-            best, width, most = g, w, value
-    return best
-
-
-@kernel
-def _water_fill(importance, order, lanes, group, bits, powers, worth, group_widths, widths):
-    """Widths uint8 [lanes] by channel: `engine.kv.formats.waterfill.water_fill`, bit by bit.
-
-    A group's bits are worth less and less, so the greedy choice is that of the most valuable bits.
-    """
-    groups = lanes // group
-    for g in range(groups):
-        power = _group_power(importance, order + 2 * g * group, group)
-        store_f64(powers + 8 * g, power)
-        store_f64(worth + 8 * g, power)
-        store_u8(group_widths + g, 0)
-    for _ in range(bits * groups):
-        best = _most_valuable(worth, group_widths, groups)
-        w = int(load_u8(group_widths + best)) + 1
-        store_u8(group_widths + best, w)
-        store_f64(worth + 8 * best, load_f64(powers + 8 * best) / np.float64(1 << (2 * w)))
-    for i in range(lanes):
-        channel = int(load_u16(order + 2 * i))
-        store_u8(widths + channel, load_u8(group_widths + i // group))
-
-
-@kernel
-def _sort(widths, lanes, order):
-    """The sorted channels' numbers, uint16 [lanes]."""
+def _sort(widths, lanes, order, places):
+    """The sorted channels' numbers, uint16 [lanes], and their low bytes."""
     for w in range(MAX_WIDTH, -1, -1):
         for c in range(lanes):
             if load_u8(widths + c) == w:
                 store_u16(order, c)
-                order += 2
+                store_u8(places, c)
+                order, places = order + 2, places + 1
 
 
 @kernel
@@ -206,55 +170,118 @@ def _store_ranges(middles, reach, widths, order, dim, lanes, codes, metadata, pa
 
     Their codes by channel stay at `codes`, bytes [2, lanes]; `reach` is overwritten.
     """
-    for c in range(lanes):
-        w = int(load_u8(widths + c))
+    for c in range(0, lanes, 16):
+        width = convert(u64x16, load(u8x16, widths + c))
+        part = bitcast(f64x16, (splat(u64x16, 1023) - width) << 52)  # 2^-width
+        part = where_larger(splat(f64x16, np.float64(1)), part, part, zeros(f64x16))
+        store(reach + 8 * c, load(f64x16, reach + 8 * c) * part)
+    encode_linear(middles, lanes, codes, pairs + 4)
+    for c in range(dim, lanes):
         store_u8(codes + c, 0)
-        size = load_f64(reach + 8 * c) / np.float64(1 << w) if w > 0 else np.float64(0)
-        store_f64(reach + 8 * c, size)
-    encode_linear(middles, dim, codes, pairs + 4)
     encode_log(reach, lanes, True, codes + lanes, pairs + 8)
     _store_sorted(codes, order, lanes, metadata)
     _store_sorted(codes + lanes, order, lanes, metadata + lanes)
 
 
 @kernel
-def _load_ranges(codes, widths, pairs, dim, lanes, ranges, steps):
-    """What stored m, s and widths stand for: float32 m and s [2, lanes] at `ranges`, and float64
-    divisors, 1 or 0 where s is, largest codes and inverse divisors [4, lanes] at `steps`; zeros
-    behind dim."""
-    first, distance = load_f16(pairs + 4), load_f16(pairs + 6)
-    for c in range(lanes):
-        m, s, top = np.float32(0), np.float32(0), (1 << int(load_u8(widths + c))) - 1
-        if c < dim:
-            m = first + np.float32(load_u8(codes + c)) * distance
-            s = log_value(load_u8(codes + lanes + c), pairs + 8)
-        store_f32(ranges + 4 * c, m)
-        store_f32(ranges + 4 * (lanes + c), s)
-        divisor = np.float64(s) if s > 0 else np.float64(1)
-        store_f64(steps + 8 * c, divisor)
-        store_f64(steps + 8 * (3 * lanes + c), np.float64(1) / divisor)
-        store_f64(steps + 8 * (lanes + c), np.float64(s > 0))
-        store_f64(steps + 8 * (2 * lanes + c), np.float64(top))
+def _load_ranges(codes, widths, pairs, dim, lanes, ranges):
+    """What stored m, s and widths stand for: float32 [5, lanes] at `ranges`, m, s, half of the
+    largest code, and 1 / s and half - m / s, which are 0 where s is.
+
+    Returns how far from an integer x / n / s + (half - m / s) may be for float32 to round to the
+    same as float64.  Of unit vectors, x / n is at most 1; its error in float32 is 2^-23, that of
+    either constant and of the sum 2^-24 of themselves: together 2^-22 (1 / s + |half - m / s|).
+    Twice that, so that later digits and float64's own errors need no thought.
+    """
+    most, one, nothing = zeros(f32x16), splat(f32x16, np.float32(1)), zeros(f32x16)
+    for c in range(0, lanes, 16):
+        m, s = linear_values(codes + c, pairs + 4), log_values(codes + lanes + c, pairs + 8)
+        top = (splat(u32x16, 1) << convert(u32x16, load(u8x16, widths + c))) - 1
+        half = convert(f32x16, top) * np.float32(0.5)
+        inverse = splat(f64x16, np.float64(1)) / convert(f64x16, where_larger(s, nothing, s, one))
+        bias = convert(f32x16, convert(f64x16, half) - convert(f64x16, m) * inverse)
+        inverse = where_larger(s, nothing, convert(f32x16, inverse), nothing)
+        bias = where_larger(s, nothing, bias, nothing)
+        target = ranges + 4 * c
+        store(target, m)
+        store(target + 4 * lanes, s)
+        store(target + 8 * lanes, half)
+        store(target + 12 * lanes, inverse)
+        store(target + 16 * lanes, bias)
+        most = larger(inverse + larger(bias, bias * np.float32(-1)), most)
+    for c in range(dim, lanes):
+        store_f32(ranges + 4 * c, np.float32(0))
+    return np.float32(0.5) - reduce_max(most) * _MISTAKE
+
+
+@inlined
+def _add_square(squares, code, m, s, half):
+    decoded = convert(f64x16, m + s * (code - half))
+    return fma(decoded, decoded, squares)  # the product is exact
 
 
 @kernel
-def _encode_row(row, divisor, ranges, steps, lanes, codes):
+def _encode_exactly(row, divisor, ranges, lanes, codes):
     """Codes uint8 [lanes] of a token's float32 row; returns the length of what they stand for."""
-    squares = zeros(f64x16)
-    length, shrink = splat(f64x16, divisor), splat(f64x16, np.float64(1) / divisor)
-    for c in range(0, lanes, 16):
-        m, s = load(f32x16, ranges + 4 * c), load(f32x16, ranges + 4 * (lanes + c))
-        step, lit = load(f64x16, steps + 8 * c), load(f64x16, steps + 8 * (lanes + c))
-        top = load(f64x16, steps + 8 * (2 * lanes + c))
-        half = top * np.float64(0.5)
-        inverse = load(f64x16, steps + 8 * (3 * lanes + c))
-        u = _quotient(convert(f64x16, load(f32x16, row + 4 * c)), length, shrink)
-        scaled = (_quotient(u - convert(f64x16, m), step, inverse) + half) * lit
-        code = convert(f32x16, minimum(maximum(rint(scaled), zeros(f64x16)), top))
-        store(codes + c, convert(u8x16, code))
-        decoded = convert(f64x16, m + s * (code - convert(f32x16, half)))
-        squares = squares + decoded * decoded
+    squares, one, nothing = zeros(f64x16), splat(f32x16, np.float32(1)), zeros(f32x16)
+    for c in range(0, 4 * lanes, 64):
+        m, s = load(f32x16, ranges + c), load(f32x16, ranges + 4 * lanes + c)
+        half = load(f32x16, ranges + 8 * lanes + c)
+        u = convert(f64x16, load(f32x16, row + c)) / splat(f64x16, divisor)
+        step = convert(f64x16, where_larger(s, nothing, s, one))
+        scaled = (u - convert(f64x16, m)) / step + convert(f64x16, half)
+        code = where_larger(s, nothing, convert(f32x16, rint(scaled)), nothing)
+        code = smaller(larger(code, nothing), half + half)
+        store(codes + c // 4, convert(u8x16, code))
+        squares = _add_square(squares, code, m, s, half)
     return math.sqrt(reduce_add(squares))
+
+
+@kernel
+def _encode_roughly(row, shrink, last, ranges, lanes, codes):
+    """`_encode_exactly` by float32, or -1 where a quotient comes too close to a tie for that."""
+    squares, worst, nothing = zeros(f64x16), zeros(f32x16), zeros(f32x16)
+    for c in range(0, 4 * lanes, 64):
+        m, s = load(f32x16, ranges + c), load(f32x16, ranges + 4 * lanes + c)
+        half = load(f32x16, ranges + 8 * lanes + c)
+        inverse, bias = load(f32x16, ranges + 12 * lanes + c), load(f32x16, ranges + 16 * lanes + c)
+        scaled = fma(load(f32x16, row + c) * shrink, inverse, bias)
+        code = rint(scaled)
+        rest = bitcast(u32x16, scaled - code) & 0x7FFFFFFF
+        worst = larger(bitcast(f32x16, rest), worst)
+        code = smaller(larger(code, nothing), half + half)
+        store(codes + c // 4, convert(u8x16, code))
+        squares = _add_square(squares, code, m, s, half)
+    if any_larger(worst, splat(f32x16, last)):
+        return np.float64(-1)
+    return math.sqrt(reduce_add(squares))
+
+
+@kernel
+def _encode_row(row, norm, inverse, last, ranges, lanes, codes):
+    """`_encode_exactly`."""
+    length, shrink = np.float64(-1), load_f64(inverse)
+    if last > 0 and _SHORTEST < shrink < _LONGEST:
+        shrink = splat(f32x16, np.float32(shrink))
+        length = _encode_roughly(row, shrink, last, ranges, lanes, codes)
+    if length < 0:
+        length = _encode_exactly(row, _divisor(norm), ranges, lanes, codes)
+    return length
+
+
+@kernel
+def _encode(rows, stride, norms, inverses, last, ranges, lanes, order, places, block, codes):
+    """Sorted codes uint8 [BLOCK, lanes] of as many rows; their norms become the stored ones."""
+    for t in range(BLOCK):
+        row, norm, target = rows + 4 * t * stride, norms + 8 * t, block + t * lanes
+        gain = _encode_row(row, norm, inverses + 8 * t, last, ranges, lanes, target)
+        store_f64(norm, load_f64(norm) / max(gain, _LEAST_GAIN))
+    for t in range(BLOCK):
+        source, target = block + t * lanes, codes + t * lanes
+        if lanes <= 256:
+            take_bytes(source, places, lanes, target)
+        else:
+            _store_sorted(source, order, lanes, target)
 
 
 @kernel
@@ -282,43 +309,46 @@ def seal(
     queries, query_nbytes,
 ):  # fmt: skip
     lanes, stride = (dim + 15) & ~15, row_stride(values)
-    # float64 [lanes] each but for norms; divisors, lit and top stand in `steps`
     norms = scratch + 4 * tokens * stride
-    middles = norms + 8 * tokens
+    inverses = norms + 8 * tokens
+    # float64 [4, lanes], float32 [5, lanes], uint16 [2, lanes], bytes [4, lanes], ...
+    middles = inverses + 8 * tokens
     reach, importance, powers = middles + 8 * lanes, middles + 16 * lanes, middles + 24 * lanes
-    steps = middles + 32 * lanes
-    # float32 [2, lanes], uint16 [2, lanes], bytes [3, lanes], then all codes and a set
-    ranges = steps + 32 * lanes
-    order, rank = ranges + 8 * lanes, ranges + 10 * lanes
-    widths, found = ranges + 12 * lanes, ranges + 13 * lanes
-    codes = found + 2 * lanes
+    ranges = middles + 32 * lanes
+    order, ranked = ranges + 20 * lanes, ranges + 22 * lanes
+    widths, found, places = order + 4 * lanes, order + 5 * lanes, order + 7 * lanes
+    # ... what the water needs, a block of codes, all codes and a set
+    water = places + lanes
+    block = water + FILL_NBYTES
+    codes = block + BLOCK * lanes
     decode_rows(rows, tokens, row_nbytes, decoder, values, dim, scratch)
-    _measure(scratch, tokens, stride, lanes, norms)
-    _find_ranges(scratch, tokens, stride, lanes, norms, middles, reach)
+    _measure(scratch, tokens, stride, lanes, norms, inverses)
+    _find_ranges(scratch, tokens, stride, dim, lanes, norms, inverses, middles, reach)
     _weigh(queries, query_nbytes, tokens, dim, lanes, reach, importance)
-    _rank(importance, lanes, rank)
-    _water_fill(importance, rank, lanes, group, bits, powers, steps, found, widths)
-    _sort(widths, lanes, order)
+    rank(importance, lanes, ranges, ranked)
+    water_fill(importance, ranked, lanes, group, bits, powers, water, widths)
+    _sort(widths, lanes, order, places)
     planes = page + tokens * lanes * bits // 8
     stored_norms = planes + WIDTH_BITS * lanes // 8
     metadata = stored_norms + tokens
     pairs = metadata + 2 * lanes
     _store_widths(widths, lanes, planes)
     _store_ranges(middles, reach, widths, order, dim, lanes, found, metadata, pairs)
-    _load_ranges(found, widths, pairs, dim, lanes, ranges, steps)
-    for t in range(tokens):
-        row, norm = scratch + 4 * t * stride, norms + 8 * t
-        gain = _encode_row(row, _divisor(norm), ranges, steps, lanes, found)
-        _store_sorted(found, order, lanes, codes + t * lanes)
-        store_f64(norm, load_f64(norm) / max(gain, _LEAST_GAIN))
+    last = _load_ranges(found, widths, pairs, dim, lanes, ranges)
+    for t in range(0, tokens, BLOCK):
+        _encode(
+            scratch + 4 * t * stride, stride, norms + 8 * t, inverses + 8 * t, last, ranges, lanes,
+            order, places, block, codes + t * lanes,
+        )  # fmt: skip
     encode_log(norms, tokens, False, stored_norms, pairs)
     _pack(codes, widths, order, tokens, lanes, side, codes + tokens * lanes, page)
 
 
 def scratch_nbytes(tokens: int, head_dim: int, values: int) -> int:
-    """Bytes of `scratch`: float32 rows, norms, what there is per channel, all codes and a set."""
+    """Bytes of `scratch`: float32 rows, what there is per token and channel, all codes, a set."""
     lanes = padded_dim(head_dim)
-    return tokens * (4 * (-(-values // 16) * 16) + 8 + lanes) + _PER_CHANNEL * lanes + 512
+    row = 4 * (-(-values // 16) * 16) + _PER_TOKEN + lanes
+    return tokens * row + _PER_CHANNEL * lanes + _REST
 
 
 def _seal_item(arguments, item, slot):

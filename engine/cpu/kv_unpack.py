@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import numpy as np
 
+from engine.cpu.gather import scatter
 from engine.cpu.jit import Verb, inlined, kernel
-from engine.cpu.kv_metadata import log_value
+from engine.cpu.kv_metadata import linear_values, log_values
 from engine.cpu.kv_ranges import MINIMA, NORMS
 from engine.cpu.kv_sorted import WIDTHS, parts, sort
 from engine.cpu.planes import step_codes
 from engine.cpu.simd import (
     convert,
     f32x16,
+    i32x16,
     load,
     load_f16,
     load_f32,
@@ -188,17 +190,18 @@ def _water_filled(page, scratch, target, power, n, dim, side, bits, group, codes
     planes, norm_codes, middles, steps, pairs = parts(page, n, lanes, codes_nbytes)
     sort(planes, lanes, order, counts)
     _unpack_sorted_codes(page, n, lanes, side, counts, step, order, codes)
-    first, distance, i = load_f16(pairs + 4), load_f16(pairs + 6), 0
+    for c in range(0, lanes, 16):
+        places = load(i32x16, order + 4 * c)
+        scatter(ranges, places, linear_values(middles + c, pairs + 4))
+        scatter(ranges + 4 * lanes, places, log_values(steps + c, pairs + 8))
+    i = 0
     for width in range(WIDTHS - 1, -1, -1):
         half = np.float32((1 << width) - 1) * np.float32(0.5)
         for _ in range(load_i64(counts + 8 * width)):
-            place = ranges + 4 * load_i32(order + 4 * i)
-            store_f32(place, first + np.float32(load_u8(middles + i)) * distance)
-            store_f32(place + 4 * lanes, log_value(load_u8(steps + i), pairs + 8))
-            store_f32(place + 8 * lanes, half)
+            store_f32(ranges + 8 * lanes + 4 * load_i32(order + 4 * i), half)
             i += 1
-    for t in range(n):
-        store_f32(norms + 4 * t, log_value(load_u8(norm_codes + t), pairs))
+    for t in range(0, n, 16):
+        store(norms + 4 * t, log_values(norm_codes + t, pairs))
     _write_rows(codes, n, lanes, dim, ranges, norms, target)
     if power != 0:
         _tell_power(order, lanes - load_i64(counts), lanes, dim, ranges, power)

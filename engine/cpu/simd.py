@@ -96,6 +96,7 @@ i32x16, u32x16, f32x16 = Vector("i32", 16), Vector("u32", 16), Vector("f32", 16)
 f64x16 = Vector("f64", 16)
 u8x32, u8x64, i8x64 = Vector("u8", 32), Vector("u8", 64), Vector("i8", 64)
 u32x8, u64x4 = Vector("u32", 8), Vector("u64", 4)
+i64x16, u64x16 = Vector("i64", 16), Vector("u64", 16)
 
 _I32 = ir.IntType(32)
 
@@ -310,14 +311,20 @@ def minimum(typing_context, a, b):
     return a(a, a), emit
 
 
-@intrinsic
-def rint(typing_context, a):
-    """Nearest integer, ties to even, still a float."""
+def _unary(name: str) -> Any:
+    @intrinsic
+    def unary(typing_context, a):
+        def emit(context, builder, signature, args):
+            return _llvm_call(name)(builder, a, args)
 
-    def emit(context, builder, signature, args):
-        return _llvm_call("rint")(builder, a, args)
+        return a(a), emit
 
-    return a(a), emit
+    return unary
+
+
+# the nearest integer, ties to even, and the next one, still floats
+rint, ceil = _unary("rint"), _unary("ceil")
+sqrt = _unary("sqrt")
 
 
 def _reduction(combine: Any) -> Any:

@@ -66,6 +66,17 @@ def smaller(typing_context, a, b):
     return a(a, a), emit
 
 
+@intrinsic
+def where_larger(typing_context, a, b, x, y):
+    """x in lanes where a > b, else y."""
+
+    def emit(context, builder, signature, args):
+        a, b, x, y = args
+        return builder.select(builder.fcmp_ordered(">", a, b), x, y)
+
+    return x(a, a, x, x), emit
+
+
 @kernel
 def vexp(x):
     """exp of f32x16 to 2 ulp, clamped to exp(-87)..exp(88): never infinite, never subnormal.

@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.cpu.gather import count_ones, gather, look_up_row, scatter, store_selected
+from engine.cpu.gather import (
+    count_ones,
+    gather,
+    look_up_row,
+    scatter,
+    store_selected,
+    take_bytes,
+)
 from engine.cpu.jit import kernel
 from engine.cpu.simd import address_of, f32x16, i32x16, iota, load, store
 
@@ -44,3 +51,18 @@ def test_selected_lanes_stand_side_by_side(mask: int) -> None:
     lanes = [i for i in range(16) if mask >> i & 1]
     assert _select(mask, out) == len(lanes)
     assert out.tolist() == lanes + [-1] * (16 - len(lanes))
+
+
+@kernel
+def _take(row, index, n, out):
+    take_bytes(address_of(row), address_of(index), n, address_of(out))
+
+
+@pytest.mark.parametrize("n", [16, 64, 80, 128, 144, 256])
+def test_bytes_are_taken_at_indices(n: int) -> None:
+    row = RNG.integers(0, 256, n + 127, np.uint8)
+    index = np.zeros(n + 63, np.uint8)
+    index[:n] = RNG.permutation(n)
+    out = np.zeros(n + 63, np.uint8)
+    _take(row, index, n, out)
+    np.testing.assert_array_equal(out[:n], row[index[:n]])
