@@ -301,10 +301,13 @@ class CpuOps(Ops):
         if stages[0].queries:
             self._hold(q)
             note_queries(recording.program, q, layer, stages[0].rows_by_page(first))
-        for side, stage in zip(sides, stages, strict=True):
-            if stage.full:
-                pages, tails = side.new_pages(stage.full), stage.pages[: stage.full]
-                pack_pages(*where, self.threads, side, tails, pages, stage.queries[: stage.full])
+        with recording.program.at_once():
+            scratch = []
+            for side, stage in zip(sides, stages, strict=True):
+                if full := stage.full:
+                    pages, tails, queries = side.new_pages(full), stage.pages, stage.queries
+                    packed = *where, self.threads, side, tails[:full], pages, queries[:full]
+                    scratch.append(pack_pages(*packed))
         chunk = Chunk(cuts, (stages[0].table, stages[1].table))
         return self._attend(q, layer, scale, softcap, bias, chunk)
 

@@ -92,9 +92,10 @@ def seal_pages(
     head_dim: int,
     pages: Sequence[np.ndarray],
     queries: Sequence[np.ndarray] = (),
-) -> None:
+) -> np.ndarray:
     """Pack full pages of the tail uint8 [kv_heads, bytes] into `pages` uint8 [kv_heads, bytes].
 
+    Returns the memory that it needs meanwhile, which entries `at_once` with it are not to share.
     For types that `has_verb` knows; equal to `engine.kv.side_cache.encode_tail`, `queries` being
     the rows of their `QueryPower`, if any.
     """
@@ -109,6 +110,7 @@ def seal_pages(
     scratch = pool.take((threads, size(kind.page_tokens, head_dim, arguments[7])), np.uint8)
     items = len(tails) * len(tails[0])
     program.add(item, items, *tail_fields(program, tails, pages, scratch), *arguments)
+    return scratch
 
 
 def pack_pages(
@@ -119,13 +121,12 @@ def pack_pages(
     tails: Sequence[np.ndarray],
     pages: Sequence[np.ndarray],
     queries: Sequence[np.ndarray] = (),
-) -> None:
+) -> np.ndarray:
     """Pack full pages of the side's tail; see `seal_pages`.  For types that `packable` knows."""
     where = program, pool, threads, side.type, tails
     if has_verb(side.type):
-        seal_pages(*where, side.side, side.head_dim, pages, queries)
-    else:
-        seal_tokens(*where, side.head_dim, pages)
+        return seal_pages(*where, side.side, side.head_dim, pages, queries)
+    return seal_tokens(*where, side.head_dim, pages)
 
 
 def place(program: Program, page: np.ndarray, table: np.ndarray, index: int) -> None:

@@ -41,8 +41,11 @@ def seal_tokens(
     tails: Sequence[np.ndarray],
     head_dim: int,
     pages: Sequence[np.ndarray],
-) -> None:
-    """Pack full pages of the tail uint8 [kv_heads, bytes] into `pages` uint8 [kv_heads, bytes]."""
+) -> np.ndarray:
+    """Pack full pages of the tail uint8 [kv_heads, bytes] into `pages` uint8 [kv_heads, bytes].
+
+    Returns the memory that it needs meanwhile.
+    """
     old, new = kind.tail, kind.format
     assert old is not None and isinstance(new, TokenFormat)
     old_values, new_values = old.channels(head_dim), new.channels(head_dim)
@@ -53,3 +56,4 @@ def seal_tokens(
         DECODERS[old.name].address, old.row_nbytes(head_dim), old_values,
         ENCODERS[new.name].address, new.row_nbytes(head_dim), new_values,
     )  # fmt: skip
+    return scratch

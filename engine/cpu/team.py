@@ -17,6 +17,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ctypes import c_int64
 from typing import Any
 
 import numpy as np
@@ -192,6 +193,18 @@ def _stop(control):
 _SERVE, _RUN, _STOP_THREADS = Verb(_serve), Verb(_run), Verb(_stop)
 
 
+def _item_of_any(arguments, item, slot):
+    """Item: one of all entries', in their order.  Fields: verb and argument block of each."""
+    entry = arguments + 8
+    while item >= field(field(entry, 1), 0):
+        item -= field(field(entry, 1), 0)
+        entry += 16
+    call(field(entry, 0), (field(entry, 1), item, slot))
+
+
+_ITEM_OF_ANY = Verb(_item_of_any)
+
+
 class Program:
     """Entries in the order in which they run."""
 
@@ -233,6 +246,21 @@ class Program:
     def append(self, verb: Verb, arguments: np.ndarray, ahead: Verb | None = None) -> None:
         self._words += (verb.address, arguments.ctypes.data, ahead.address if ahead else 0)
         self._written = self._target = None
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Entries added in here become one, their items independent of each other: threads need not
+        wait for the last item of each.  What one entry's items use must not be given to another."""
+        start = len(self._words)
+        yield
+        entries = self._words[start:]
+        if len(entries) <= _WORDS:
+            return
+        del self._words[start:]
+        verbs, blocks = entries[::_WORDS], entries[1::_WORDS]
+        items = sum(c_int64.from_address(block).value for block in blocks)
+        parts = [word for pair in zip(verbs, blocks, strict=True) for word in pair]
+        self.add(_ITEM_OF_ANY, items, *parts)
 
     def writes(self, array: np.ndarray, target: np.ndarray) -> None:
         """Note of the last entry what `target` tells."""

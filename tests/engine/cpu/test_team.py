@@ -47,6 +47,22 @@ def test_every_item_runs_once_per_launch(threads: int, items: int) -> None:
     assert per_slot.sum() == 200 * items
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("sizes", [(3,), (3, 4), (1, 0, 5, 1)])
+def test_entries_at_once_run_every_item_of_each(threads: int, sizes: tuple[int, ...]) -> None:
+    counts = [np.zeros(items + threads, np.int64) for items in sizes]
+    program, runner = Program(), Team(threads)
+    with program.at_once():
+        for items, found in zip(sizes, counts, strict=True):
+            program.add(COUNT, items, found.ctypes.data)
+    assert len(program) == 1
+    for _ in range(50):
+        runner.run(program.table())
+    for items, found in zip(sizes, counts, strict=True):
+        assert (found[:items] == 50).all()
+        assert found[items:].sum() == 50 * items
+
+
 def _square_next(arguments, item, slot):
     """Fields: source, target: the target's word is the square of the next word of the source."""
     items = field(arguments, 0)
