@@ -39,6 +39,7 @@ from engine.cpu.simd import (
     u8x16,
     zeros,
 )
+from engine.cpu.vmath import larger, smaller
 from engine.kv.formats.channels import LEAST_NORM, LEAST_RESTORED, padded_dim
 from engine.kv.formats.floats import F16_MAX
 from engine.kv.formats.scales import F16_TINY
@@ -89,9 +90,9 @@ def find_ranges(rows, tokens, stride, norms, metadata, ranges, lanes, bits, part
     for t in range(0, tokens, 2):
         row = rows + 4 * t * stride
         x = _prepare(row, norms + 4 * t, parts)
-        low, high = minimum(low, x), maximum(high, x)
+        low, high = smaller(x, low), larger(x, high)
         x = _prepare(row + 4 * stride, norms + 4 * t + 4, parts)
-        low2, high2 = minimum(low2, x), maximum(high2, x)
+        low2, high2 = smaller(x, low2), larger(x, high2)
     low, high = minimum(low, low2), maximum(high, high2)
     low = low + np.float32(0)  # never a negative zero
     if parts & MINIMA:
@@ -126,7 +127,7 @@ def _encode(row, ranges, lanes, lowest, highest, zero, codes):
         # exact, and no quotient is so close to the middle of two floats that 1 / s decides
         scaled = x * inverse
         scaled = fma(fma(scaled * np.float32(-1), s, x), inverse, scaled)
-        code = minimum(maximum(rint(scaled), bottom), top)
+        code = smaller(larger(rint(scaled), bottom), top)
         decoded = fma(code, s, m)  # of 19 bits, the product is exact
         squares = squares + decoded * decoded
         store(codes + c, convert(u8x16, code + zero))
