@@ -18,8 +18,8 @@ import numpy as np
 from engine.cpu.gather import take_bytes
 from engine.cpu.jit import Verb, field, inlined, kernel
 from engine.cpu.kv_metadata import encode_linear, encode_log, linear_values, log_values
+from engine.cpu.kv_seal_widths import FILL_NBYTES, rank, water_fill
 from engine.cpu.kv_tail import decode_rows, key_step, row_stride, tail_item, value_step
-from engine.cpu.kv_water_fill import FILL_NBYTES, rank, water_fill
 from engine.cpu.planes import pack_set
 from engine.cpu.simd import (
     bitcast,

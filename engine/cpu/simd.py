@@ -290,12 +290,18 @@ def fma(typing_context, a, b, c):
     return c(c, c, c), emit
 
 
-@intrinsic
-def maximum(typing_context, a, b):
-    def emit(context, builder, signature, args):
-        return _llvm_call("maxnum")(builder, a, args)
+def _of_two(name: str) -> Any:
+    @intrinsic
+    def of_two(typing_context, a, b):
+        def emit(context, builder, signature, args):
+            return _llvm_call(name)(builder, a, args)
 
-    return a(a, a), emit
+        return a(a, a), emit
+
+    return of_two
+
+
+maximum, minimum = _of_two("maxnum"), _of_two("minnum")
 
 
 def select_larger(builder: Any, a: Any, b: Any) -> Any:
@@ -303,28 +309,19 @@ def select_larger(builder: Any, a: Any, b: Any) -> Any:
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
-@intrinsic
-def minimum(typing_context, a, b):
-    def emit(context, builder, signature, args):
-        return _llvm_call("minnum")(builder, a, args)
-
-    return a(a, a), emit
-
-
-def _unary(name: str) -> Any:
+def _of_one(name: str) -> Any:
     @intrinsic
-    def unary(typing_context, a):
+    def of_one(typing_context, a):
         def emit(context, builder, signature, args):
             return _llvm_call(name)(builder, a, args)
 
         return a(a), emit
 
-    return unary
+    return of_one
 
 
 # the nearest integer, ties to even, and the next one, still floats
-rint, ceil = _unary("rint"), _unary("ceil")
-sqrt = _unary("sqrt")
+rint, ceil, sqrt = _of_one("rint"), _of_one("ceil"), _of_one("sqrt")
 
 
 def _reduction(combine: Any) -> Any:
