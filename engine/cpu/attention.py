@@ -76,6 +76,7 @@ from engine.ops import KeyBias
 
 # Query rows of an item at most: enough to pay for unpacking a page, few enough to stay in L2.
 QUERY_ROWS, FEW_QUERY_ROWS = 768, 128
+MANY_ITEMS = 5  # of a thread
 TILED_ROWS = 16  # from which tiles pay
 PART = 1024  # tokens of an item when there is a single query, to within a half
 
@@ -314,13 +315,15 @@ def _cut(arguments, item, slot):
 _ATTEND, _ATTEND_ROWS, _CUT = Verb(_attend_item), Verb(_attend_rows), Verb(_cut)
 
 
-def _block_tokens(tokens: int, heads: int, kv_heads: int, threads: int) -> int:
-    """Queries of an item, so that threads have equally many items unless these became small."""
+def _block_tokens(tokens: int, cuts: int, heads: int, kv_heads: int, threads: int) -> int:
+    """Queries of an item, of `cuts` times up to `tokens`: threads have equally many items, unless
+    there are so many that one more does not matter, or they became small."""
     rows = tokens * heads // kv_heads
     fewest = -(-rows // QUERY_ROWS)
-    most = max(fewest, rows // FEW_QUERY_ROWS)
-    even = threads // math.gcd(threads, kv_heads)
-    blocks = min(-(-fewest // even) * even, most)
+    even = 1
+    if fewest * kv_heads * cuts < MANY_ITEMS * threads:
+        even = threads // math.gcd(threads, kv_heads * cuts)
+    blocks = min(-(-fewest // even) * even, max(fewest, rows // FEW_QUERY_ROWS))
     return -(-tokens // blocks)
 
 
@@ -345,7 +348,7 @@ def attend(
     sizes, sink = (layer.k.type.page_tokens, layer.v.type.page_tokens), layer.k.type.sink
     span = min(math.lcm(*sizes), max(-(-layer.n_ctx // size) * size for size in sizes))
     most = max(cut.stop - cut.start for cut in chunk.cuts)
-    block = _block_tokens(most, heads, kv_heads, threads)
+    block = _block_tokens(most, len(chunk.cuts), heads, kv_heads, threads)
     unit, span = span, max(span, PART * 3 // 2 // span * span) if tokens == 1 else span
     rows, wide = block * heads // kv_heads, -(-dim // 32) * 32
     padded = rows if tokens == 1 else -(-rows // ROWS) * ROWS
