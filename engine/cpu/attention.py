@@ -29,7 +29,6 @@ from engine.cpu.attention_plan import (
     HEADS,
     KV_HEADS,
     NBYTES,
-    OUT,
     PACKED,
     PAGE,
     PARAMETER,
@@ -43,7 +42,6 @@ from engine.cpu.attention_plan import (
     SLOTS,
     SPAN,
     TABLE,
-    TILED,
     TOKENS,
     UNIT,
     UNITS,
@@ -57,8 +55,8 @@ from engine.cpu.attention_plan import (
     side_fields,
     stored_form,
 )
-from engine.cpu.attention_rows import prepare
-from engine.cpu.attention_tiles import attend_tiles, tiles_nbytes
+from engine.cpu.attention_rows import combine, prepare
+from engine.cpu.attention_tiles import ATTEND_TILES, tiles_nbytes
 from engine.cpu.host import AMX
 from engine.cpu.jit import Verb, call, field, inlined, kernel
 from engine.cpu.key_bias import add_bias, bias_fields, bias_nbytes, gather_bias
@@ -69,7 +67,7 @@ from engine.cpu.kv_tokens import width
 from engine.cpu.kv_verbs import scratch_nbytes
 from engine.cpu.memory import Pool
 from engine.cpu.simd import load_f32, store_i64
-from engine.cpu.softmax import clear, combine_row, softmax_row
+from engine.cpu.softmax import clear, softmax_row
 from engine.cpu.team import Program
 from engine.kv.cache import LayerCache
 from engine.ops import KeyBias
@@ -247,7 +245,7 @@ def _attend_item(plan, item, slot):
         atomic_store(finished, 0)
         stride = parts * field(plan, PARTIAL_NBYTES)
         group = field(plan, HEADS) // field(plan, KV_HEADS)
-        _combine(plan, head, 0, 1, field(plan, PARTIAL) + head * stride, group)
+        combine(plan, head, 0, 1, field(plan, PARTIAL) + head * stride, group)
 
 
 def _attend_rows(arguments, item, slot):
@@ -269,26 +267,9 @@ def _attend_rows(arguments, item, slot):
     acc = field(plan, PARTIAL) + slot * field(plan, PARTIAL_NBYTES)
     scratch = field(plan, SCRATCH) + slot * field(plan, SCRATCH_NBYTES)
     rows = count * (field(plan, HEADS) // kv_heads)
-    if field(plan, TILED) != 0 and rows >= TILED_ROWS:
-        attend_tiles(plan, head, t0, count, start, stop, acc, scratch)
-        rows = (rows + ROWS - 1) & -ROWS
-    else:
-        first = _first_page(plan, head, start)
-        _attend_block(plan, head, t0, count, start, stop, first, acc, scratch)
-    _combine(plan, head, t0, count, acc, rows)
-
-
-@kernel
-def _combine(plan, head, t0, tokens, base, rows):
-    """The output of a KV head's queries t0..t0+tokens from its parts, the first at `base`, whose
-    states stand behind `rows` rows."""
-    heads, dim = field(plan, HEADS), field(plan, DIM)
-    group, wide = heads // field(plan, KV_HEADS), width(dim)
-    parts, stride = field(plan, PARTS), field(plan, PARTIAL_NBYTES)
-    for i in range(tokens * group):
-        out = field(plan, OUT) + 4 * ((t0 + i // group) * heads + head * group + i % group) * dim
-        states = base + 4 * rows * wide + 8 * i
-        combine_row(parts, stride, states, base + 4 * i * wide, dim, out)
+    first = _first_page(plan, head, start)
+    _attend_block(plan, head, t0, count, start, stop, first, acc, scratch)
+    combine(plan, head, t0, count, acc, rows)
 
 
 def _cut(arguments, item, slot):
@@ -315,14 +296,13 @@ def _cut(arguments, item, slot):
 _ATTEND, _ATTEND_ROWS, _CUT = Verb(_attend_item), Verb(_attend_rows), Verb(_cut)
 
 
-def _block_tokens(tokens: int, cuts: int, heads: int, kv_heads: int, threads: int) -> int:
-    """Queries of an item, of `cuts` times up to `tokens`: threads have equally many items, unless
-    there are so many that one more does not matter, or they became small."""
+def _block_tokens(tokens: int, heads: int, kv_heads: int, threads: int) -> int:
+    """Queries of an item: threads have equally many items, unless there are so many that one more
+    does not matter, or they became small."""
     rows = tokens * heads // kv_heads
     fewest = -(-rows // QUERY_ROWS)
-    even = 1
-    if fewest * kv_heads * cuts < MANY_ITEMS * threads:
-        even = threads // math.gcd(threads, kv_heads * cuts)
+    many = fewest * kv_heads >= MANY_ITEMS * threads
+    even = 1 if many else threads // math.gcd(threads, kv_heads)
     blocks = min(-(-fewest // even) * even, max(fewest, rows // FEW_QUERY_ROWS))
     return -(-tokens // blocks)
 
@@ -347,19 +327,21 @@ def attend(
     # whole pages of both sides, or at once all that fits: odd lengths have a vast multiple
     sizes, sink = (layer.k.type.page_tokens, layer.v.type.page_tokens), layer.k.type.sink
     span = min(math.lcm(*sizes), max(-(-layer.n_ctx // size) * size for size in sizes))
-    most = max(cut.stop - cut.start for cut in chunk.cuts)
-    block = _block_tokens(most, len(chunk.cuts), heads, kv_heads, threads)
+    tiled = AMX and tokens > 1 and tokens * heads // kv_heads >= TILED_ROWS
+    tiled = tiled and has_tiles(layer.k) and has_tiles(layer.v)
+    most = tokens if tiled else max(cut.stop - cut.start for cut in chunk.cuts)
+    block = _block_tokens(most, heads, kv_heads, threads)
     unit, span = span, max(span, PART * 3 // 2 // span * span) if tokens == 1 else span
     rows, wide = block * heads // kv_heads, -(-dim // 32) * 32
-    padded = rows if tokens == 1 else -(-rows // ROWS) * ROWS
+    padded = -(-rows // ROWS) * ROWS + ROWS if tiled else rows
     parts = 3 + layer.n_ctx // max(unit, PART // unit * unit)
     partial = pool.take((kv_heads * parts if tokens == 1 else threads, padded * (wide + 2)))
-    tiled = AMX and rows >= TILED_ROWS and has_tiles(layer.k) and has_tiles(layer.v)
-    few = min(rows, TILED_ROWS) if tiled else rows
-    biased = max(bias_nbytes(bias, few), restoring_nbytes(bias) if tiled else 0)
-    needed = 4 * few * (wide + span) + biased + 64 + scratch_nbytes(few, dim, max(sizes))
     if tiled:
-        needed = max(needed, biased + tiles_nbytes(rows, dim, span, max(sizes)))
+        biased = restoring_nbytes(bias)
+        needed = biased + tiles_nbytes(rows, dim, span, max(sizes))
+    else:
+        biased = bias_nbytes(bias, rows)
+        needed = 4 * rows * (wide + span) + biased + 64 + scratch_nbytes(rows, dim, max(sizes))
     scratch = pool.take((threads, -(-needed // 64) * 64), np.uint8)
     factors, finished = np.array([scale, softcap], np.float32), np.zeros(kv_heads, np.int64)
     program.hold(factors, finished, layer.count.position, layer.k.table, layer.v.table)
@@ -379,14 +361,17 @@ def attend(
             q[cut].ctypes.data, out[cut].ctypes.data, factors.ctypes.data,
             partial.ctypes.data, partial.strides[0], scratch.ctypes.data, scratch.shape[1],
             sink, unit, 0, finished.ctypes.data, threads, *sides, *bias_fields(lacking, softcap),
-            biased, tiled,
+            biased,
         )  # fmt: skip
 
-    plans = [plan(cut) for cut in reversed(chunk.cuts)]
+    plans = [plan(cut) for cut in chunk.cuts]
+    addresses = [cut.ctypes.data for cut in plans]
     if tokens == 1:
-        program.add(_CUT, 1, plans[0].ctypes.data)
+        program.add(_CUT, 1, *addresses)
         program.append(_ATTEND, plans[0])
+    elif tiled:
+        items = kv_heads * -(-tokens // block)
+        program.add(ATTEND_TILES, items, tokens, block, *addresses)
     else:
-        items = sum(int(cut[0]) for cut in plans)
-        program.add(_ATTEND_ROWS, items, *(cut.ctypes.data for cut in plans))
+        program.add(_ATTEND_ROWS, sum(int(cut[0]) for cut in plans), *reversed(addresses))
     return out

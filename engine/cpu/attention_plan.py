@@ -16,7 +16,6 @@ from engine.kv.format import KVFormat
 HEADS, KV_HEADS, DIM, TOKENS, START, PENDING, WINDOW, SPAN, BLOCK, PARTS, UNITS = range(1, 12)
 QUERIES, OUT, FACTORS, PARTIAL, PARTIAL_NBYTES, SCRATCH, SCRATCH_NBYTES = range(12, 19)
 SINK, UNIT, FIRST, FINISHED, SLOTS, K, V, BIAS, BIAS_NBYTES = *range(19, 25), 75, 126, 138
-TILED = 139  # whether every form has tiles
 # Of a side: its forms of pages, each with the fields behind them.
 PAGE, SHRUNK, PACKED, OPEN, SINKS, SMALL, RECENT = 0, 1, 2, 14, 26, 38, 50
 TABLE, VERB, NBYTES, PARAMETER, RUNS, TILES, EXACT, TILE_PARAMETER = 0, 1, 2, 3, 6, 7, 8, 9

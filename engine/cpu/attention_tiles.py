@@ -31,6 +31,11 @@ from engine.cpu.attention_plan import (
     HEADS,
     KV_HEADS,
     PAGE,
+    PARTIAL,
+    PARTIAL_NBYTES,
+    RECENT,
+    SCRATCH,
+    SCRATCH_NBYTES,
     SINK,
     SPAN,
     TILE_PARAMETER,
@@ -45,9 +50,9 @@ from engine.cpu.attention_plan import (
     page_tokens,
     stored_form,
 )
-from engine.cpu.attention_rows import prepare
+from engine.cpu.attention_rows import combine, prepare
 from engine.cpu.halves import store_split
-from engine.cpu.jit import call, field, inlined, kernel
+from engine.cpu.jit import Verb, call, field, inlined, kernel
 from engine.cpu.key_bias_tiles import prepare_restoring, restore_bias
 from engine.cpu.kv_tokens import width
 from engine.cpu.kv_verbs import tiles_scratch_nbytes
@@ -56,32 +61,36 @@ from engine.cpu.softmax import LOG2E, clear
 from engine.cpu.softmax_halves import settle, softmax_halves
 
 
+@inlined
+def padded_rows(rows):
+    """Rows of an item, with room behind any of them for a whole block."""
+    return (rows + 2 * ROWS - 1) & -ROWS
+
+
 def tiles_nbytes(rows: int, dim: int, span: int, page_tokens: int) -> int:
     """Bytes of scratch for `rows` query rows and spans of `span` tokens."""
-    padded, tokens, wide = -(-rows // ROWS) * ROWS, -(-span // 32) * 32, -(-dim // 32) * 32
+    padded, tokens, wide = -(-rows // ROWS) * ROWS + ROWS, -(-span // 32) * 32, -(-dim // 32) * 32
     buffers = 4 * padded * wide + 2 * 4 * tokens * wide + 8 * ROWS * tokens + 64 * padded + 128
     return buffers + tiles_scratch_nbytes(dim, page_tokens)
 
 
 @inlined
-def _rooms(plan, rows, scratch):
-    """Addresses of the rows' halves, tiles of keys and of values, two blocks' scores, and what is
-    left."""
+def _rooms(plan, room):
+    """Addresses of tiles of keys and of values, two blocks' scores, and what is left."""
     wide, tokens = width(field(plan, DIM)), (field(plan, SPAN) + 31) & ~31
-    keys = (scratch + 4 * ((rows + ROWS - 1) & -ROWS) * wide + 63) & ~63
-    values = keys + 4 * tokens * wide
+    values = room + 4 * tokens * wide
     scores = values + 4 * tokens * wide
-    return scratch, keys, values, scores, scores + 8 * ROWS * tokens
+    return room, values, scores, scores + 8 * ROWS * tokens
 
 
 @kernel
-def _split_queries(rows, wide, queries):
+def _split_queries(rows, padded, wide, queries):
     """Float32 `queries` [rows, wide] become halves in their place, as weights do
-    (`softmax_halves`), and zeros up to a multiple of ROWS rows."""
+    (`softmax_halves`), and zeros up to `padded` rows."""
     for i in range(0, 4 * rows * wide, 128):
         at = queries + i
         store_split(load(f32x16, at), load(f32x16, at + 64), at, 64)
-    for i in range(4 * rows * wide, 4 * ((rows + ROWS - 1) & -ROWS) * wide, 64):
+    for i in range(4 * rows * wide, 4 * padded * wide, 64):
         store(queries + i, zeros(f32x16))
 
 
@@ -190,13 +199,18 @@ def _score(queries, wide, keys, low, first, stop, scores, stride, done, total, j
 
 
 @kernel
-def _attend_span(plan, head, position, rows, s0, s1, acc, sums, buffers, scratch):
+def _attend_span(
+    plan, head, position, rows, s0, s1, queries, acc, states, sums, bias, room
+):  # fmt: skip
     """Rows whose first query is at `position` over the tokens s0..s1; their halves are at
-    `scratch`, sums float32 [rows, width], padded to ROWS, at `acc`, then (maximum, sum) per row."""
+    `queries`, sums float32 [rows, width] at `acc`, (maximum, sum) per row at `states`.
+
+    There is room for whole blocks of ROWS, and rows behind the last stay what they are.
+    """
     wide, softcap = width(field(plan, DIM)), load_f32(field(plan, FACTORS) + 4) * LOG2E
     group, window = field(plan, HEADS) // field(plan, KV_HEADS), field(plan, WINDOW)
-    queries, keys, values, scores, rest = _rooms(plan, rows, scratch)
-    stride, states = 4 * ((s1 - s0 + 31) & ~31), acc + 4 * wide * ((rows + ROWS - 1) & -ROWS)
+    keys, values, scores, rest = _rooms(plan, room)
+    stride = 4 * ((s1 - s0 + 31) & ~31)
     start, _ = _seen(position, window, s0, s1)
     size, v_size = field(plan, K + PAGE), field(plan, V + PAGE)
     first, stop = (s0 + start) // size, (s1 + size - 1) // size
@@ -213,7 +227,7 @@ def _attend_span(plan, head, position, rows, s0, s1, acc, sums, buffers, scratch
         skipped, sink = max(first * size - s0, 0), field(plan, SINK)
         restore_bias(
             plan + 8 * BIAS, s0 + skipped + sink, s1 + sink, field(plan, DIM),
-            keys + skipped // 16 * key_apart, key_low, key_apart, buffers,
+            keys + skipped // 16 * key_apart, key_low, key_apart, bias,
         )  # fmt: skip
     _make_tiles(plan, V, head, s0, v_first, v_stop, values, value_low, apart, TILE, rest)
     tiles_begin(rest)
@@ -238,43 +252,98 @@ def _attend_span(plan, head, position, rows, s0, s1, acc, sums, buffers, scratch
         )  # fmt: skip
         while j < limit:
             j = _soften(j, row)
+        for j in range(limit, ROWS if begin < end else 0):
+            clear(own + 4 * begin + j * stride, end - begin)
         before, after, begin, end, own, other = begin, end, next_begin, next_end, other, own
     tiles_end()
 
 
 @kernel
-def attend_tiles(plan, head, t0, tokens, start, stop, acc, scratch):
-    """As `engine.cpu.attention._attend_block`, rows being padded to a multiple of ROWS."""
-    rows = tokens * (field(plan, HEADS) // field(plan, KV_HEADS))
-    padded = (rows + ROWS - 1) & -ROWS
-    position, span, unit = (
-        cached_tokens(plan) - field(plan, TOKENS) + t0,
-        field(plan, SPAN),
-        field(plan, UNIT),
-    )
-    buffers = scratch
-    sums = buffers + field(plan, BIAS_NBYTES)
-    scratch = sums + 64 * padded
+def _common_stop(plan):
+    """The first token that a page holds which is still open for a cut's queries: what lies in front
+    of it looks the same to those of later cuts."""
+    stop, unit = cached_tokens(plan), field(plan, UNIT)
+    for side in (K, V):
+        size = field(plan, side + PAGE)
+        stop = min(stop, (cached_tokens(plan) - 1 - field(plan, side + RECENT)) // size * size)
+    return max(stop, 0) // unit * unit
+
+
+@kernel
+def _attend_spans(plan, head, position, rows, first, stop, queries, acc, states, sums, bias, room):
+    """`_attend_span` for the spans from that of token `first` on in front of `stop`."""
+    span, window = field(plan, SPAN), field(plan, WINDOW)
+    if window != 0:
+        first = max(first, position - window + 1)
+    for s0 in range(max(0, first) // span * span, stop, span):
+        s1 = min(s0 + span, stop)
+        _attend_span(
+            plan, head, position, rows, s0, s1, queries, acc, states, sums, bias, room
+        )  # fmt: skip
+
+
+@kernel
+def _attend_block(plans, head, t0, tokens, acc, scratch):
+    """Queries t0..t0+tokens of a chunk, one KV head: `plans` are the argument blocks of its cuts.
+
+    Leaves unnormalized sums float32 [rows, width], padded as `padded_rows` says, at `acc`, then
+    (maximum, sum) per row.
+    """
+    plan = field(plans, 0)
+    wide, group = width(field(plan, DIM)), field(plan, HEADS) // field(plan, KV_HEADS)
+    rows, sink = tokens * group, field(plan, SINK)
+    padded = padded_rows(rows)
+    position = cached_tokens(plan) - field(plan, TOKENS) + t0
+    bias, states = scratch, acc + 4 * padded * wide
+    sums = bias + field(plan, BIAS_NBYTES)
+    queries = sums + 64 * padded
+    room = queries + 4 * padded * wide
     clear(sums, 16 * padded)
     scale = load_f32(field(plan, FACTORS)) * LOG2E
-    prepare(plan, t0, tokens, head, scale, acc, padded, scratch)
-    _split_queries(rows, width(field(plan, DIM)), scratch)
+    prepare(plan, t0, tokens, head, scale, acc, padded, queries)
+    _split_queries(rows, padded, wide, queries)
     if field(plan, BIAS) != 0:
-        prepare_restoring(plan + 8 * BIAS, head, field(plan, DIM), buffers)
-    if start < 0:  # sinks are wanted
+        prepare_restoring(plan + 8 * BIAS, head, field(plan, DIM), bias)
+    begin = 0  # of the first cut that has any of these queries
+    while t0 >= begin + field(plan, TOKENS):
+        begin += field(plan, TOKENS)
+        plans += 8
+        plan = field(plans, 0)
+    stop, common = position + tokens, _common_stop(plan)
+    if sink > 0 and (field(plan, WINDOW) == 0 or position - field(plan, WINDOW) + 1 < 0):
         _attend_span(
-            plan,
-            head,
-            position,
-            rows,
-            -field(plan, SINK),
-            min(0, stop),
-            acc,
-            sums,
-            buffers,
-            scratch,
-        )
-    for s0 in range(max(0, start) // unit * unit, stop, span):
-        s1 = min(s0 + span, stop)
-        _attend_span(plan, head, position, rows, s0, s1, acc, sums, buffers, scratch)
-    settle(rows, acc + 4 * padded * width(field(plan, DIM)), sums)
+            plan, head, position, rows, -sink, min(0, stop), queries, acc, states, sums, bias, room
+        )  # fmt: skip
+    _attend_spans(
+        plan, head, position, rows, 0, min(common, stop), queries, acc, states, sums, bias, room
+    )  # fmt: skip
+    t = t0
+    while t < t0 + tokens:
+        plan = field(plans, 0)
+        end, row = min(t0 + tokens, begin + field(plan, TOKENS)), (t - t0) * group
+        _attend_spans(
+            plan, head, position + t - t0, (end - t) * group, common, position + end - t0,
+            queries + 4 * row * wide, acc + 4 * row * wide, states + 8 * row, sums + 64 * row,
+            bias, room,
+        )  # fmt: skip
+        begin += field(plan, TOKENS)
+        plans, t = plans + 8, end
+    settle(rows, states, sums)
+
+
+def _attend_item(arguments, item, slot):
+    """Item: a block of a chunk's queries, one KV head; those that see most come first.  Fields:
+    the chunk's tokens, those of a block, and the argument blocks of its cuts, in order."""
+    tokens, block, plan = field(arguments, 1), field(arguments, 2), field(arguments, 3)
+    kv_heads = field(plan, KV_HEADS)
+    blocks, head = field(arguments, 0) // kv_heads, item % kv_heads
+    t0 = (blocks - 1 - item // kv_heads) * block
+    count = min(block, tokens - t0)
+    acc = field(plan, PARTIAL) + slot * field(plan, PARTIAL_NBYTES)
+    scratch = field(plan, SCRATCH) + slot * field(plan, SCRATCH_NBYTES)
+    _attend_block(arguments + 24, head, t0, count, acc, scratch)
+    rows = count * (field(plan, HEADS) // kv_heads)
+    combine(plan, head, t0, count, acc, padded_rows(rows))
+
+
+ATTEND_TILES = Verb(_attend_item)
