@@ -1,12 +1,15 @@
-"""Causal attention of many query rows to a span of pages, on tile registers.
+"""Causal attention of many query rows, on tile registers.
 
-Every page becomes tiles once for all rows (`engine.cpu.kv_tiles`).  Blocks of 32 rows then score
-the span, take a step of online softmax and mix its values, so that a block's scores and weights
-never leave the first-level cache.  Queries are split into bfloat16 halves once, weights as they
-become known; both lie in their order, left factors of `engine.cpu.amx`.
+Every page becomes tiles once for all rows of an item (`engine.cpu.kv_tiles`), which may come from
+several cuts of a chunk: only the pages that not all of them read packed are taken cut by cut.
+Blocks of 32 rows score a span of pages, take a step of online softmax and mix its values, so that
+scores and weights stay in the nearest caches.  Queries are split into bfloat16 halves once, weights
+as they become known; both lie in their order, left factors of `engine.cpu.amx`.
 
-Products are bfloat16's, x = high + low + 2^-17 x, and sums float32: high high and low high, and
-high low where tokens are not exact in one bfloat16.
+Products are bfloat16's, x = high + low + 2^-17 x (2^-16 of weights), and sums float32: high high
+and low high, and high low where tokens are not exact in one bfloat16.  They run between the rows of
+softmax, a product or two at a time, which hides them in part: while one runs, it seems to hold one
+of the two ports for wide vectors.
 """
 
 from __future__ import annotations
