@@ -16,7 +16,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from engine.cpu.amx import ROWS
 from engine.cpu.atomics import atomic_add, atomic_store
 from engine.cpu.attention_plan import (
     BIAS,
@@ -56,7 +55,7 @@ from engine.cpu.attention_plan import (
     stored_form,
 )
 from engine.cpu.attention_rows import combine, prepare
-from engine.cpu.attention_tiles import ATTEND_TILES, tiles_nbytes
+from engine.cpu.attention_tiles import ATTEND_TILES, rows_with_room, tiles_nbytes
 from engine.cpu.host import AMX
 from engine.cpu.jit import Verb, call, field, inlined, kernel
 from engine.cpu.key_bias import add_bias, bias_fields, bias_nbytes, gather_bias
@@ -73,8 +72,9 @@ from engine.kv.cache import LayerCache
 from engine.ops import KeyBias
 
 # Query rows of an item at most: enough to pay for unpacking a page, few enough to stay in L2.
-QUERY_ROWS, FEW_QUERY_ROWS = 768, 128
-MANY_ITEMS = 5  # of a thread
+QUERY_ROWS = 768
+FEW_QUERY_ROWS = 128  # below which items are not cut for the sake of equal shares
+MANY_ITEMS = 5  # of a thread, from which shares are equal enough
 TILED_ROWS = 16  # from which tiles pay
 PART = 1024  # tokens of an item when there is a single query, to within a half
 
@@ -333,7 +333,7 @@ def attend(
     block = _block_tokens(most, heads, kv_heads, threads)
     unit, span = span, max(span, PART * 3 // 2 // span * span) if tokens == 1 else span
     rows, wide = block * heads // kv_heads, -(-dim // 32) * 32
-    padded = -(-rows // ROWS) * ROWS + ROWS if tiled else rows
+    padded = rows_with_room(rows) if tiled else rows
     parts = 3 + layer.n_ctx // max(unit, PART // unit * unit)
     partial = pool.take((kv_heads * parts if tokens == 1 else threads, padded * (wide + 2)))
     if tiled:

@@ -70,9 +70,14 @@ def padded_rows(rows):
     return (rows + 2 * ROWS - 1) & -ROWS
 
 
+def rows_with_room(rows: int) -> int:
+    """At least `padded_rows`, for who allocates them."""
+    return -(-rows // ROWS) * ROWS + ROWS
+
+
 def tiles_nbytes(rows: int, dim: int, span: int, page_tokens: int) -> int:
     """Bytes of scratch for `rows` query rows and spans of `span` tokens."""
-    padded, tokens, wide = -(-rows // ROWS) * ROWS + ROWS, -(-span // 32) * 32, -(-dim // 32) * 32
+    padded, tokens, wide = rows_with_room(rows), -(-span // 32) * 32, -(-dim // 32) * 32
     buffers = 4 * padded * wide + 2 * 4 * tokens * wide + 8 * ROWS * tokens + 64 * padded + 128
     return buffers + tiles_scratch_nbytes(dim, page_tokens)
 
