@@ -85,7 +85,9 @@ def _advance(control, slot):
             atomic_store(control + _ITEMS, items)
             atomic_store(control + _DONE, 0)
             threads = field(control, _THREADS // 8)
-            for thread in range(threads):
+            # the first has an item always, and with it the entry cannot end before it stands here:
+            # a ticket written later could be the next entry's
+            for thread in range(threads - 1, -1, -1):
                 own = (items - thread + threads - 1) // threads
                 atomic_store(control + _TICKETS + 64 * thread, own << _BITS)
             _announce(control)
@@ -103,8 +105,10 @@ def _work(control, slot):
             done += _take(control, thread - (threads if thread >= threads else 0), slot)
         if done == 0:
             return
-        # with items of its own not yet counted, the entry is still the one they were taken from
-        if atomic_add(control + _DONE, done) + done == atomic_load(control + _ITEMS):
+        # with items of its own not yet counted, the entry is still the one they were taken from:
+        # as soon as they are, others may have ended it and started the next
+        items = atomic_load(control + _ITEMS)
+        if atomic_add(control + _DONE, done) + done == items:
             _advance(control, slot)
 
 

@@ -63,6 +63,27 @@ def test_entries_at_once_run_every_item_of_each(threads: int, sizes: tuple[int, 
         assert found[items:].sum() == 50 * items
 
 
+@pytest.mark.parametrize(("threads", "sizes"), [(2, (4, 2)), (3, (3, 2)), (4, (8, 2))])
+def test_short_entries_follow_one_another_without_end(threads: int, sizes: tuple[int, ...]) -> None:
+    """Whoever is slow to count its items, or to write the tickets, meets the next entry."""
+    runner, counts, program = Team(threads), np.zeros(max(sizes) + threads, np.int64), Program()
+    entries, times = 1000, 1000
+    for i in range(entries):
+        program.add(COUNT, sizes[i % len(sizes)], counts.ctypes.data)
+    table = program.table()
+
+    def launches() -> None:
+        for _ in range(times):
+            runner.run(table)
+
+    caller = threading.Thread(target=launches, daemon=True)
+    caller.start()
+    caller.join(120)
+    assert not caller.is_alive(), "an item or the end of an entry was lost"
+    # items are counted by item and by slot, whose words overlap here
+    assert counts.sum() == 2 * times * entries // len(sizes) * sum(sizes)
+
+
 def _square_next(arguments, item, slot):
     """Fields: source, target: the target's word is the square of the next word of the source."""
     items = field(arguments, 0)
@@ -161,7 +182,7 @@ def test_threads_end_with_their_team() -> None:
     del team
     gc.collect()
     for thread in threads:
-        thread.join(10)
+        thread.join(120)
     assert not any(thread.is_alive() for thread in threads)
 
 
