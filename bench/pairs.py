@@ -1,0 +1,127 @@
+"""Pairs of cache types in turn, in one process: what each takes beside the first.
+
+    python -m bench.pairs MODEL bf16 q8_0 int3wfq/int3wf [-d 4096] [-p 512] [-n 16] [-r 5]
+
+MODEL is an alias or a path.  A session per pair is filled to the depth.  In every round each reads
+a prompt, decodes tokens behind it, and is cut back; the round's first pair changes from round to
+round.  Times are medians over rounds.  "of first" is how fast a pair is beside the first one given:
+the median of the ratios of rounds, which leave out how fast the machine was in each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from engine import Session
+from engine.config import available_cores
+from engine.errors import InputError
+from engine.model.load import Model, load_model
+from minikv.progress import TerminalProgress
+from minikv.sources.lookup import resolve
+
+
+@dataclass
+class Runner:
+    """A pair's session and its seconds, by round: of the prompt, and of a token."""
+
+    name: str
+    session: Session
+    prompts: list[float] = field(default_factory=list)
+    tokens: list[float] = field(default_factory=list)
+
+    def run(self, depth: int, prompt: Sequence[int], steps: Sequence[int]) -> None:
+        """One round."""
+        if prompt:
+            start = time.perf_counter()
+            self.session.extend(prompt)
+            self.prompts.append(time.perf_counter() - start)
+        if steps:
+            seconds = []
+            for token in steps:
+                start = time.perf_counter()
+                self.session.extend([token])
+                seconds.append(time.perf_counter() - start)
+            self.tokens.append(statistics.median(seconds))
+        self.session.truncate(depth)
+
+
+def measure(runners: Sequence[Runner], depth: int, prompt: int, steps: int, rounds: int) -> None:
+    """Fill the sessions to `depth` and run every pair in each round, after one that does not
+    count."""
+    n_vocab, rng = runners[0].session.decoder.spec.n_vocab, np.random.default_rng(0)
+    text = [int(token) for token in rng.integers(0, n_vocab, depth + prompt + steps)]
+    for runner in runners:
+        if depth:
+            runner.session.extend(text[:depth])
+    for i in range(-1, rounds):
+        first = max(i, 0) % len(runners)
+        for runner in (*runners[first:], *runners[:first]):
+            # pages that `depth` does not fill were cut off
+            at = len(runner.session.tokens)
+            if at < depth:
+                runner.session.extend(text[at:depth])
+            runner.run(depth, text[depth : depth + prompt], text[depth + prompt :])
+            if i < 0:
+                runner.prompts.clear()
+                runner.tokens.clear()
+
+
+def ratio(base: Sequence[float], own: Sequence[float]) -> float:
+    """How fast `own` is beside `base`, the median over rounds."""
+    return statistics.median(b / x for b, x in zip(base, own, strict=True))
+
+
+def table(runners: Sequence[Runner]) -> list[str]:
+    """A line per pair: milliseconds, and speed beside the first."""
+    lines = [f"{'K/V':24} {'prompt ms':>10} {'of first':>9} {'token ms':>10} {'of first':>9}"]
+    base = runners[0]
+    for one in runners:
+        line = f"{one.name:24}"
+        for first, own in ((base.prompts, one.prompts), (base.tokens, one.tokens)):
+            middle = f"{1e3 * statistics.median(own):10.2f}" if own else f"{'-':>10}"
+            line += f" {middle} {ratio(first, own):9.3f}" if own else f" {middle} {'-':>9}"
+        lines.append(line)
+    return lines
+
+
+def new_runner(model: Model, pair: str, n_ctx: int) -> Runner:
+    k, _, v = pair.partition("/")
+    return Runner(pair, Session(model, n_ctx=n_ctx, ctk=k, ctv=v or k))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time pairs of KV cache types in turn.")
+    parser.add_argument("model")
+    parser.add_argument("pairs", nargs="+", metavar="K[/V]")
+    parser.add_argument("-d", "--depth", type=int, default=4096)
+    parser.add_argument("-p", "--prompt", type=int, default=512)
+    parser.add_argument("-n", "--tokens", type=int, default=16)
+    parser.add_argument("-r", "--rounds", type=int, default=5)
+    parser.add_argument("-t", "--threads", type=int, default=available_cores())
+    args = parser.parse_args()
+    if min(args.depth, args.prompt, args.tokens) < 0 or args.prompt + args.tokens == 0:
+        parser.error("-d, -p and -n: at least 0, and a prompt or a token to time")
+    if args.rounds < 1:
+        parser.error("-r: at least 1")
+    n_ctx = args.depth + args.prompt + args.tokens
+    try:
+        model = load_model(resolve(args.model, progress=TerminalProgress()), threads=args.threads)
+        runners = [new_runner(model, pair, n_ctx) for pair in args.pairs]
+    except InputError as error:
+        parser.error(str(error))
+    measure(runners, args.depth, args.prompt, args.tokens, args.rounds)
+    print(
+        f"{args.model}, {args.threads} threads, {args.rounds} rounds: "
+        f"prompt of {args.prompt} and {args.tokens} tokens at {args.depth}"
+    )
+    print("\n".join(table(runners)))
+
+
+if __name__ == "__main__":
+    main()
