@@ -49,7 +49,6 @@ from engine.cpu.attention_plan import (
     K,
     V,
     cached_tokens,
-    has_tiles,
     page_of,
     side_fields,
     stored_form,
@@ -328,7 +327,6 @@ def attend(
     sizes, sink = (layer.k.type.page_tokens, layer.v.type.page_tokens), layer.k.type.sink
     span = min(math.lcm(*sizes), max(-(-layer.n_ctx // size) * size for size in sizes))
     tiled = AMX and tokens > 1 and tokens * heads // kv_heads >= TILED_ROWS
-    tiled = tiled and has_tiles(layer.k) and has_tiles(layer.v)
     most = tokens if tiled else max(cut.stop - cut.start for cut in chunk.cuts)
     block = _block_tokens(most, heads, kv_heads, threads)
     unit, span = span, max(span, PART * 3 // 2 // span * span) if tokens == 1 else span

@@ -32,12 +32,6 @@ def _forms(side: SideCache, open_table: int) -> list[tuple[KVFormat, int, int]]:
     ]
 
 
-def has_tiles(side: SideCache) -> bool:
-    """Whether tiles can be made of all of a side's pages."""
-    forms = _forms(side, 0)
-    return all(tile_verbs(kind, tokens, side.head_dim) is not None for kind, tokens, _ in forms)
-
-
 def side_fields(side: SideCache, open_table: int, tiled: bool) -> tuple[int, ...]:
     """A side's fields, open pages being in a table of their own."""
     fields = [side.type.page_tokens, side.shrunk.ctypes.data]
@@ -45,12 +39,12 @@ def side_fields(side: SideCache, open_table: int, tiled: bool) -> tuple[int, ...
         verbs = page_verbs(stored, tokens, side.head_dim)
         verb = verbs.score if side.side == "k" else verbs.mix
         fields += [pages, verb, verbs.head_nbytes, *verbs.parameters, verbs.runs]
-        tiles = tile_verbs(stored, tokens, side.head_dim) if tiled else None
-        if tiles is None:
-            fields += [0] * 5
-        else:
+        if tiled:
+            tiles = tile_verbs(stored, tokens, side.head_dim)
             verb = tiles.keys if side.side == "k" else tiles.values
             fields += [verb, tiles.exact, *tiles.parameters]
+        else:
+            fields += [0] * 5
     return (*fields, side.type.recent)
 
 

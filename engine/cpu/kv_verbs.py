@@ -17,7 +17,7 @@ Behind the n tokens, up to the next multiple of 32, score may write anything, an
 is finite.  Pages of codes are multiplied by 16-bit integers, a few rows with tokens' codes by 23
 bits or, in mixes of the commonest blocks, as float32.  Other tokens are multiplied as float32, bf16
 on hosts with tile registers as two bfloat16 halves.  Many rows meet tiles there instead
-(`engine.cpu.kv_tiles`), unless a side is f32.
+(`engine.cpu.kv_tiles`).
 There is a pair for all token formats, one for bf16 on tile registers, one for codes in blocks and
 one for rows of codes (with ranges and without), one for the water-filled page formats, and a pair
 per number of bits for the others.
@@ -46,7 +46,7 @@ from engine.cpu.kv_block_codes import codes_of
 from engine.cpu.kv_decode import DECODERS
 from engine.kv.format import BlockFormat, KVFormat, TokenFormat
 from engine.kv.formats.channels import ChannelFormat, padded_dim
-from engine.kv.formats.floats import BF16, F32
+from engine.kv.formats.floats import BF16
 from engine.kv.formats.kivi import KiviFormat
 from engine.kv.formats.waterfill import WaterFilledFormat
 
@@ -143,10 +143,8 @@ def _token_tile_verbs(kind: TokenFormat, head_dim: int) -> tuple[Verb, Verb]:
 
 
 @lru_cache(maxsize=64)
-def tile_verbs(kind: KVFormat, page_tokens: int, head_dim: int) -> TileVerbs | None:
-    """The verbs of a supported format on tile registers; None for f32, which they do not serve."""
-    if kind == F32:
-        return None
+def tile_verbs(kind: KVFormat, page_tokens: int, head_dim: int) -> TileVerbs:
+    """The verbs of a supported format on tile registers."""
     parameters = page_verbs(kind, page_tokens, head_dim).parameters
     if isinstance(kind, TokenFormat):
         keys, values = _token_tile_verbs(kind, head_dim)

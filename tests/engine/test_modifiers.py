@@ -24,6 +24,8 @@ from engine.session import Session
 ORACLES = Path(__file__).parents[1] / "fixtures" / "oracle"
 PROMPT = np.random.default_rng(0).integers(0, 96, 200).tolist()
 TOLERANCE = 5e-3  # of the largest logit, where a code flips; see test_session.py
+# products of prompts may be of bfloat16 halves there, 2^-17 of each
+ROUNDING = {"cpu": 1e-4, "reference": 1e-5}
 
 
 @cache
@@ -57,7 +59,7 @@ def error(got: np.ndarray, want: np.ndarray) -> float:
 def test_leaving_the_bias_out_of_exact_keys_changes_nothing(backend: str, bias: float) -> None:
     options = {"backend": backend, "bias": bias}
     want = logits("f32", **options)
-    assert error(logits("f32+b", **options), want) < 1e-5 * bias
+    assert error(logits("f32+b", **options), want) < ROUNDING[backend] * bias
     assert error(logits("f32", backend=backend, bias=0.0), want) > 1e-2
 
 
@@ -66,8 +68,8 @@ def test_leaving_the_bias_out_of_exact_keys_changes_nothing(backend: str, bias: 
 def test_turning_exact_keys_and_values_changes_nothing(name: str, backend: str) -> None:
     options = {"name": name, "backend": backend}
     want = logits("f32", **options)
-    assert error(logits("f32+h", **options), want) < 1e-5
-    assert error(logits("f32", "f32+h", **options), want) < 1e-5
+    assert error(logits("f32+h", **options), want) < ROUNDING[backend]
+    assert error(logits("f32", "f32+h", **options), want) < ROUNDING[backend]
 
 
 @pytest.mark.parametrize("kinds", [("q4_0+h+b", "q4_0+h"), ("int3nsep:32+b", "q8_0+h")])

@@ -233,7 +233,7 @@ def test_an_exact_cache_changes_nothing() -> None:
     held = np.concatenate([part for _, part in session(kind="f32").score(PROMPT)])
     simulated = Session(Model(exact("llama"), SimulatedOps()), ctk="f32", ctv="f32")
     for _, want in simulated.score(PROMPT[:60]):
-        assert error(held[:60], want) < 1e-5
+        assert error(held[:60], want) < 1e-4  # products of bfloat16 halves
 
 
 @dataclass(frozen=True, kw_only=True)
