@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.cpu.jit import Verb, call, field, kernel
-from engine.cpu.kv_floats import larger_magnitude
+from engine.cpu.jit import Verb, call, field, inlined, kernel
+from engine.cpu.kv_floats import larger_magnitude, sum_in_order
 from engine.cpu.kv_hqq import HQQ_ENCODERS
 from engine.cpu.kv_rows import ROW_ENCODERS
+from engine.cpu.lookup import look_up
 from engine.cpu.memory import Pool
 from engine.cpu.simd import (
+    address_of,
     bitcast,
     convert,
     f32x16,
@@ -21,7 +23,6 @@ from engine.cpu.simd import (
     load,
     load_f32,
     load_i64,
-    load_u8,
     load_u32,
     maximum,
     minimum,
@@ -32,7 +33,6 @@ from engine.cpu.simd import (
     store_f16,
     store_f32,
     store_i64,
-    store_u8,
     store_u16,
     store_u32,
     u8x16,
@@ -40,8 +40,11 @@ from engine.cpu.simd import (
     zeros,
 )
 from engine.cpu.team import Program
+from engine.cpu.vmath import where_larger
 from engine.kv.cache import SideCache
 from engine.kv.formats.iq4_nl import LEVELS, MIDPOINTS, SMALLEST
+
+_MIDPOINTS = np.append(MIDPOINTS, np.inf).astype(np.float32)  # a register's 16
 
 
 def f32(source, target, n):
@@ -187,31 +190,36 @@ def q5_1(source, target, n):
 
 @kernel
 def _nearest_level(scaled):
-    """The number of midpoints up to `scaled`."""
-    code = 0
-    for midpoint in MIDPOINTS:
-        code += scaled >= midpoint
+    """The number of midpoints up to each of f32x16, as u32x16: a search by halves."""
+    midpoints, code = load(f32x16, address_of(_MIDPOINTS)), zeros(u32x16)
+    for bit in (8, 4, 2, 1):
+        above = code + bit
+        code = where_larger(look_up(midpoints, above - 1), scaled, code, above)
     return code
+
+
+@inlined
+def _fitted(x, code, above, below):
+    """The sums of x^2 level x and x^2 level^2 with those of 16 values."""
+    level = look_up(load(f32x16, address_of(LEVELS)), code)
+    product = x * x * level
+    return sum_in_order(above, product * x), sum_in_order(below, product * level)
 
 
 def iq4_nl(source, target, n):
     for _ in range(n // 32):
         peak = _peak(source)
-        inverse = np.float32(0)
         if abs(peak) >= SMALLEST:
             inverse = np.float32(1) / (peak / LEVELS[0])
-        above, below = np.float32(0), np.float32(0)
-        for i in range(16):
-            store_u8(target + 2 + i, 0)
-        for i in range(32):
-            value = load_f32(source + 4 * i)
-            code = _nearest_level(value * inverse) if inverse != 0 else 0
-            product = value * value * LEVELS[code]
-            above += product * value
-            below += product * LEVELS[code]
-            byte = target + 2 + (i & 15)
-            store_u8(byte, load_u8(byte) | code << (i >> 4 << 2))
-        store_f16(target, above / below if inverse != 0 else np.float32(0))
+            x, y = load(f32x16, source), load(f32x16, source + 64)
+            first, second = _nearest_level(x * inverse), _nearest_level(y * inverse)
+            above, below = _fitted(x, first, np.float32(0), np.float32(0))
+            above, below = _fitted(y, second, above, below)
+            store_f16(target, above / below)
+            store(target + 2, convert(u8x16, first | (second << 4)))
+        else:
+            store(target + 2, zeros(u8x16))
+            store_f16(target, np.float32(0))
         source += 128
         target += 18
 

@@ -26,6 +26,18 @@ def larger_magnitude(typing_context, top, value):
     return f32x16(f32x16, f32x16), emit
 
 
+@intrinsic
+def sum_in_order(typing_context, start, values):
+    """start + lane 0 + lane 1 ... of f32x16, added one after another."""
+
+    def emit(context, builder, signature, args):
+        kind = ir.FunctionType(ir.FloatType(), [ir.FloatType(), f32x16.llvm])
+        name = "llvm.vector.reduce.fadd.v16f32"
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+
+    return types.float32(types.float32, f32x16), emit
+
+
 @intrinsic(prefer_literal=True)
 def zero_sums(typing_context, n):
     """A tuple of n (a constant) f32x16 zeros."""
