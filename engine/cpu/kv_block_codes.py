@@ -6,11 +6,11 @@ tokens into the units that `engine.cpu.kv_bytes` describes:
 
     verb(rows, count, row_nbytes, blocks, stride, units, headers, ahead)
 
-for `count` rows from `rows` on; those `ahead` bytes further are asked for.  The first four bytes of
-what has a d of its own, a block or the row, become words [blocks or 1, CHUNK] at `headers`: d and m
-in float16.  `turn` writes a unit per 16 tokens, `stride` bytes apart: 4 channels per line of 64
-bytes.  `interleave` writes two units per block, `stride` bytes apart: 4 tokens per line.  Behind
-the last token are copies of it.
+for `count` rows from `rows` on; those `ahead` bytes further are asked for.  What has a d of its
+own, a block or the row, begins with d and m in float16; in hqq all d stand in front of all m.  They
+become words [blocks or 1, CHUNK] at `headers`.  `turn` writes a unit per 16 tokens, `stride` bytes
+apart: 4 channels per line of 64 bytes.  `interleave` writes two units per block, `stride` bytes
+apart: 4 tokens per line.  Behind the last token are copies of it.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from engine.cpu.simd import (
     iota,
     load,
     load_i64,
+    load_u16,
     load_u32,
     prefetch,
     splat,
@@ -43,6 +44,7 @@ from engine.cpu.simd import (
     zeros,
 )
 from engine.kv.format import TokenFormat
+from engine.kv.formats.hqq import HqqFormat
 from engine.kv.formats.iq4_nl import IQ4_NL, LEVELS
 from engine.kv.formats.q8_0 import Q8_0
 from engine.kv.formats.range_blocks import Q4_1, Q5_1
@@ -138,10 +140,15 @@ def _take(rows, last, t, b, form, headers):
     """Codes of block b of token t as u8x32, its header written; `rows` are (address, bytes per
     row, ahead).  Behind the token `last`, unless that is -1, it is that one."""
     address, row_nbytes, ahead = rows
-    bits, start, nbytes, levels, eights = form
+    bits, start, nbytes, levels, eights, group = form
     row = address + (t if last < 0 else min(t, last)) * row_nbytes
     prefetch(row + b * (32 if eights else nbytes) + ahead)
-    store_u32(headers + 4 * (CHUNK * b + t), load_u32(row + b * nbytes))
+    if group:
+        d = row + 32 * b // group * 2
+        header = load_u16(d) | load_u16(d + start // 2) << 16
+    else:
+        header = load_u32(row + b * nbytes)
+    store_u32(headers + 4 * (CHUNK * b + t), header)
     if eights:
         return _row_codes(row + start, b, bits, eights)
     return _block_codes(row + b * nbytes, bits, start, levels)
@@ -180,7 +187,8 @@ def _interleave_four(rows, last, t, blocks, form, stride, target, headers):
 @cache
 def _verbs(*form: int) -> tuple[Verb, Verb]:
     """turn and interleave; `form`: bits of a code, bytes in front of the codes, bytes of a block,
-    whether codes stand for iq4_nl's levels; in rows 0 bytes and a step's channels by 8, else 0."""
+    whether codes stand for iq4_nl's levels; in rows 0 bytes and a step's channels by 8, else 0;
+    channels that share d and m, which are apart then, or 0."""
 
     def turn_rows(address, count, row_nbytes, blocks, stride, units, headers, ahead):
         rows, whole = (address, row_nbytes, ahead), count & ~7
@@ -230,11 +238,17 @@ def codes_of(kind: TokenFormat, head_dim: int) -> Codes | None:
     """How the format's rows are unpacked, None if they are not."""
     if kind.name in _BLOCKS:
         *form, middle, ranged = _BLOCKS[kind.name]
-        turned, interleaved = _verbs(*form, 0)
-    elif isinstance(kind, RowFormat) and head_dim % 64 == 0:
-        turned, interleaved = _verbs(kind.bits, kind.header_nbytes, 0, False, head_dim // 64)
+        turned, interleaved = _verbs(*form, 0, 0)
+    elif head_dim % 64 != 0:
+        return None
+    elif isinstance(kind, RowFormat):
+        turned, interleaved = _verbs(kind.bits, kind.header_nbytes, 0, False, head_dim // 64, 0)
         middle, ranged = 1 << (kind.bits - 1) if kind.asym else zero_code(kind.bits), kind.asym
+    elif isinstance(kind, HqqFormat):
+        header, middle, ranged = 4 * kind.groups(head_dim), 1 << (kind.bits - 1), True
+        form = kind.bits, header, 0, False, head_dim // 64, kind.group
+        turned, interleaved = _verbs(*form)
     else:
         return None
-    whole = kind.name not in _BLOCKS
+    whole = isinstance(kind, RowFormat)
     return Codes(turned.address, interleaved.address, middle, ranged, whole)

@@ -62,6 +62,14 @@ def test_tiles_hold_the_page(name: str, side: Side) -> None:
 
 
 @pytest.mark.parametrize("side", ["k", "v"])
+@pytest.mark.parametrize("name", ["hqq2:32", "hqq3:64", "hqq4:128"])
+def test_tiles_of_rows_in_groups(name: str, side: Side) -> None:
+    for dim in (64, 96, 192, 256):
+        for n in (31, 128, 200):
+            tiles_of(name, side, dim, n, 2)
+
+
+@pytest.mark.parametrize("side", ["k", "v"])
 def test_bf16_needs_no_low_halves(side: Side) -> None:
     for dim in (32, 48, 96):
         for n in (1, 31, 33, 128):

@@ -163,7 +163,10 @@ def test_bf16_pages_filled_anyhow(side: Side, tiles: bool) -> None:
 
 
 @pytest.mark.parametrize("side", ["k", "v"])
-@pytest.mark.parametrize("name", ["q8_0", "q5_1", "q6_0", "iq4_nl", "int3row", "int6row-asym"])
+@pytest.mark.parametrize(
+    "name",
+    [*("q8_0", "q5_1", "q6_0", "iq4_nl", "int3row", "int6row-asym"), "hqq3:64", "hqq8:128"],
+)
 def test_rows_of_codes_of_every_length(name: str, side: Side) -> None:
     for rows in (1, 3, 8):
         for dim in (80, 112, 192, 512):
