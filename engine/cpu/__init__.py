@@ -17,7 +17,8 @@ from engine.config import available_cores, cores_of_their_own
 from engine.cpu import elementwise, likelihood
 from engine.cpu.attention import attend
 from engine.cpu.hadamard import hadamard
-from engine.cpu.kv_encode import ENCODERS, NEXT, NONE_BAD, append
+from engine.cpu.kv_append import NEXT, NONE_BAD, append
+from engine.cpu.kv_encode import ENCODERS
 from engine.cpu.kv_queries import note_queries
 from engine.cpu.kv_repack import Repacking, repackable
 from engine.cpu.kv_seal import pack_pages, packable, place

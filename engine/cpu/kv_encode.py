@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.cpu.jit import Verb, call, field, inlined, kernel
+from engine.cpu.jit import Verb, inlined, kernel
 from engine.cpu.kv_floats import larger_magnitude, sum_in_order
 from engine.cpu.kv_hqq import HQQ_ENCODERS
 from engine.cpu.kv_rows import ROW_ENCODERS
 from engine.cpu.lookup import look_up
-from engine.cpu.memory import Pool
 from engine.cpu.simd import (
     address_of,
     bitcast,
@@ -39,9 +38,7 @@ from engine.cpu.simd import (
     u32x16,
     zeros,
 )
-from engine.cpu.team import Program
 from engine.cpu.vmath import where_larger
-from engine.kv.cache import SideCache
 from engine.kv.formats.iq4_nl import LEVELS, MIDPOINTS, SMALLEST
 
 _MIDPOINTS = np.append(MIDPOINTS, np.inf).astype(np.float32)  # a register's 16
@@ -238,87 +235,3 @@ ENCODERS = {
     **ROW_ENCODERS,
     **HQQ_ENCODERS,
 }
-
-
-@kernel
-def _within(x, dim, limit):
-    """Whether all magnitudes are at most `limit`; no comparison holds for a NaN."""
-    good = True
-    for d in range(dim):
-        good &= abs(load_f32(x + 4 * d)) <= limit
-    return good
-
-
-SHARE = 16  # tokens of an item
-
-
-def _append(arguments, item, slot):
-    """Item: some tokens.  Fields: encoder, x, tokens, heads, D, page tokens, bytes of a page per
-    head, of a row, page table, address of the first position, tokens behind it, channels with
-    padding, scratch of a row per thread, address of the limit, of the first bad token, what stands
-    for position 0 there, tokens in front of the first page."""
-    heads, dim, size = field(arguments, 4), field(arguments, 5), field(arguments, 6)
-    padded = field(arguments, 12)
-    row = field(arguments, 13) + 4 * padded * slot
-    limit, bad = load_f32(field(arguments, 14)), field(arguments, 15)
-    start = load_i64(field(arguments, 10)) + field(arguments, 11)
-    for t in range(item * SHARE, min(field(arguments, 3), (item + 1) * SHARE)):
-        paged = start + t - field(arguments, 17)
-        page = load_i64(field(arguments, 9) + 8 * (paged // size))
-        place = page + paged % size * field(arguments, 8)
-        for h in range(heads):
-            source = field(arguments, 2) + 4 * dim * (t * heads + h)
-            if not _within(source, dim, limit):
-                store_i64(bad, min(load_i64(bad), field(arguments, 16) + start + t))
-            if padded != dim:
-                for d in range(dim):
-                    store_f32(row + 4 * d, load_f32(source + 4 * d))
-                for d in range(dim, padded):
-                    store_f32(row + 4 * d, np.float32(0))
-                source = row
-            target = place + h * field(arguments, 7)
-            call(field(arguments, 1), (source, target, padded))
-
-
-_APPEND = Verb(_append)
-NONE_BAD = 1 << 62
-NEXT = 1 << 40  # more than there are positions
-
-
-def append(
-    program: Program,
-    pool: Pool,
-    threads: int,
-    side: SideCache,
-    x: np.ndarray,
-    bad: np.ndarray,
-    number: int,
-    open_table: int | None = None,
-) -> None:
-    """Encode x [T, kv_heads, D] into the pages behind the tokens that the side already holds, whose
-    addresses stand in its table or at `open_table`.
-
-    If a token cannot be stored, `bad` int64 [1], first NONE_BAD, becomes `number` NEXT + the least
-    such token's position, unless it is less already.
-    """
-    kind, dim = side.type, side.head_dim
-    # the tokens are all sinks or none is
-    stored, size, before = kind.open_format, kind.page_tokens, kind.sink
-    table = side.table.ctypes.data if open_table is None else open_table
-    most = kind.limit
-    if side.in_sink:
-        stored, size, before = kind.sink_format, kind.sink, 0
-        table = side.sink_table.ctypes.data
-        most = stored.limit
-    tokens, heads, _ = x.shape
-    padded = -(-dim // stored.block) * stored.block
-    scratch = pool.take((threads, padded))
-    limit = np.array([most], np.float32)
-    program.hold(limit, bad, side.table, side.count.position)
-    program.add(
-        _APPEND, -(-tokens // SHARE),
-        ENCODERS[stored.name].address, x.ctypes.data, tokens, heads, dim, size,
-        stored.page_nbytes(size, dim), stored.row_nbytes(dim),
-        table, side.count.position.ctypes.data, side.count.pending, padded,
-        scratch.ctypes.data, limit.ctypes.data, bad.ctypes.data, number * NEXT, before,
-    )  # fmt: skip

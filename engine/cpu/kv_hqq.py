@@ -1,6 +1,7 @@
 """Encoders and decoders of `engine.kv.formats.hqq`: int64 addresses, n channels.
 
-A pair per number of bits and group, compiled when first asked for.
+For each number of bits and group, compiled when first asked for; HQQ_ROWS encode many rows as
+`engine.cpu.kv_append` has them.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from engine.cpu.gather import widened
-from engine.cpu.jit import Verb, kernel
+from engine.cpu.jit import Verb, inlined
 from engine.cpu.kv_rows import eight_codes, extremes, half, one_code, pack_row, row_step
 from engine.cpu.simd import (
     bitcast,
@@ -34,7 +35,7 @@ from engine.kv.formats.hqq import HQQ, OFFSET, POWER, ROUNDS, STILL
 LARGEST = np.float32(F16_MAX)
 
 
-@kernel
+@inlined
 def _limited(x, low, inverse, s, z, top):
     """sign(e) min(|e|, w(|e|)) of 16 values x, where e = (y + z - q) s."""
     v = (x - low) * inverse + z
@@ -45,49 +46,93 @@ def _limited(x, low, inverse, s, z, top):
     return bitcast(f32x16, found | (bitcast(u32x16, e) & 0x80000000))
 
 
-@kernel
-def _tuned(source, n, s, low, top):
-    """z, counted from the minimum, of a group of n float32 values."""
-    highest, z, divisor = splat(f32x16, top), np.float32(0), s * np.float32(n)
-    inverse, lit = np.float32(1) / s, widened(splat(f32x8, np.float32(1)))
+@inlined
+def _move(source, n, low, inverse, s, z, top):
+    """How far a round moves z, counted from the minimum, of a group of n float32 values."""
+    highest, total = splat(f32x16, top), zeros(f32x16)
+    for i in range(0, n - 15, 16):
+        total = total + _limited(load(f32x16, source + 4 * i), low, inverse, s, z, highest)
+    if n & 8:
+        x, lit = widened(load(f32x8, source + 4 * (n - 8))), widened(splat(f32x8, np.float32(1)))
+        total = total + _limited(x, low, inverse, s, z, highest) * lit
+    return reduce_add(total) / (s * np.float32(n))
+
+
+@inlined
+def _tuned(a, b, n, lows, steps, top):
+    """z of two groups of n float32 values, in turn, since each waits for its sums."""
+    s, s2 = steps
+    low, low2 = lows
+    inverse, inverse2 = np.float32(1) / s, np.float32(1) / s2
+    z, z2, moving, moving2 = np.float32(0), np.float32(0), s > 0, s2 > 0
     for _ in range(ROUNDS):
-        total = zeros(f32x16)
-        for i in range(0, n - 15, 16):
-            x = load(f32x16, source + 4 * i)
-            total = total + _limited(x, low, inverse, s, z, highest)
-        if n & 8:
-            x = widened(load(f32x8, source + 4 * (n - 8)))
-            total = total + _limited(x, low, inverse, s, z, highest) * lit
-        move = reduce_add(total) / divisor
-        z -= move
-        if not abs(move) > STILL:
+        move = _move(a, n, low, inverse, s, z, top)
+        move2 = _move(b, n, low2, inverse2, s2, z2, top)
+        if moving:
+            z -= move
+            moving = abs(move) > STILL
+        if moving2:
+            z2 -= move2
+            moving2 = abs(move2) > STILL
+        if not (moving or moving2):
             break
-    return z
+    return z, z2
 
 
-@kernel
-def _fit(source, n, top, scale, minimum_at):
-    """Store s and m of n float32 values as float16."""
-    low, high = extremes(source, n)
-    s = row_step(scale, high - low, top)
+@inlined
+def _minimum(target, low, s, z):
+    """Store m as float16; `low` is the group's least value."""
     m = low + np.float32(0)  # never a negative zero
     if s > 0:
-        z = _tuned(source, n, s, low, np.float32(top))
         m = max(low - s * z, min(low, -LARGEST))
-    half(minimum_at, m)
+    half(target, m)
+
+
+@inlined
+def _fit(a, b, n, top, at, at2, apart):
+    """Store s and m, `apart` bytes further, of two groups of n float32 values as float16."""
+    low, high = extremes(a, n)
+    low2, high2 = extremes(b, n)
+    s, s2 = row_step(at, high - low, top), row_step(at2, high2 - low2, top)
+    z, z2 = _tuned(a, b, n, (low, low2), (s, s2), np.float32(top))
+    _minimum(at + apart, low, s, z)
+    _minimum(at2 + apart, low2, s2, z2)
+
+
+@inlined
+def _encode(source, apart, target, row_nbytes, n, count, bits, group):
+    """`count` rows of n values, `apart` bytes from one to the next."""
+    groups, whole, top = (n + group - 1) // group, n // group, (1 << bits) - 1
+    minima = 2 * groups
+    for j in range(0, count * whole, 2):
+        k = min(j + 1, count * whole - 1)
+        g, h = j % whole, k % whole
+        a, at = source + j // whole * apart, target + j // whole * row_nbytes
+        b, at2 = source + k // whole * apart, target + k // whole * row_nbytes
+        a, b = a + 4 * group * g, b + 4 * group * h
+        _fit(a, b, group, top, at + 2 * g, at2 + 2 * h, minima)
+    for i in range(0, count if whole < groups else 0, 2):
+        j, rest = min(i + 1, count - 1), source + 4 * group * whole
+        at = target + 2 * whole
+        a, b = rest + i * apart, rest + j * apart
+        _fit(a, b, n % group, top, at + i * row_nbytes, at + j * row_nbytes, minima)
+    for i in range(count):
+        row = target + i * row_nbytes
+        pack_row(source + i * apart, row + 2 * minima, n, bits, row, row + minima, group, 0)
 
 
 def _encoder(bits: int, group: int) -> Verb:
-    top = (1 << bits) - 1
-
     def encode(source, target, n):
-        groups = (n + group - 1) // group
-        for g in range(groups):
-            count, at = min(group, n - g * group), target + 2 * g
-            _fit(source + 4 * g * group, count, top, at, at + 2 * groups)
-        pack_row(source, target + 4 * groups, n, bits, target, target + 2 * groups, group, 0)
+        _encode(source, 0, target, 0, n, 1, bits, group)
 
     return Verb(encode)
+
+
+def _rows_encoder(bits: int, group: int) -> Verb:
+    def encode_rows(encoder, source, apart, target, row_nbytes, n, count):
+        _encode(source, apart, target, row_nbytes, n, count, bits, group)
+
+    return Verb(encode_rows)
 
 
 def _decoder(bits: int, group: int) -> Verb:
@@ -113,4 +158,5 @@ def _decoder(bits: int, group: int) -> Verb:
 
 
 HQQ_ENCODERS = {f.name: _encoder(f.bits, f.group) for f in HQQ}
+HQQ_ROWS = {f.name: _rows_encoder(f.bits, f.group) for f in HQQ}
 HQQ_DECODERS = {f.name: _decoder(f.bits, f.group) for f in HQQ}
