@@ -148,8 +148,11 @@ def _look_ahead(control, slot, launches):
 
 def _serve(control, slot):
     """A thread's life: work, look ahead, spin, sleep."""
-    while atomic_load(control + _STOP) == 0:
+    while True:
         launches = atomic_load(control + _LAUNCHES)
+        # not before: who stops the team announces it once
+        if atomic_load(control + _STOP) != 0:
+            return
         _work(control, slot)
         if atomic_load(control + _FINISHED) == 0:
             # the caller waits for those it sees looking, and they see when it has stopped waiting
