@@ -300,12 +300,13 @@ class Team:
         self._control = raw.ctypes.data
         self._memory = raw  # the control block's owner, also where no thread holds it
         self._lock = threading.Lock()
+        if threads > 1:
+            # first, for those that have begun when the system refuses another
+            weakref.finalize(self, _stop_threads, raw, self._control)
         for slot in range(1, threads):
             # the memory travels with the thread: it must outlive the last look at it
             arguments = (raw, self._control, slot, cores)
             threading.Thread(target=_run_thread, args=arguments, daemon=True).start()
-        if threads > 1:
-            weakref.finalize(self, _stop_threads, raw, self._control)
         _TEAMS.add(self)
 
     def run(self, table: np.ndarray) -> None:
@@ -327,12 +328,15 @@ class Team:
 
     def alone(self) -> None:
         """Forget the other threads, of which a forked child has none: what they held or did at that
-        moment would be waited for."""
+        moment would be waited for, and what they had not begun would be taken up."""
         self._lock = threading.Lock()
-        self._memory.view(np.int64)[_LOOKING // 8] = 0
+        words = self._memory.view(np.int64)
+        words[:] = 0
+        words[_THREADS // 8] = self.threads
 
 
 _TEAMS: weakref.WeakSet[Team] = weakref.WeakSet()
+_BEGINNING = threading.Lock()
 
 
 def _all_alone() -> None:
@@ -345,8 +349,10 @@ if hasattr(os, "register_at_fork"):
 
 
 def _run_thread(memory: np.ndarray, control: int, slot: int, cores: tuple[int, ...]) -> None:
+    with _BEGINNING:  # or each of them would compile it
+        serve = _SERVE.function
     with _bound_to(cores[slot : slot + 1]):
-        _SERVE.function(control, slot)
+        serve(control, slot)
 
 
 @contextmanager
@@ -356,8 +362,8 @@ def _bound_to(cores: tuple[int, ...]) -> Iterator[None]:
         yield
         return
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
     try:
+        os.sched_setaffinity(0, cores)  # and perhaps Ctrl-C
         yield
     finally:
         os.sched_setaffinity(0, before)

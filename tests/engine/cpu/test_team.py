@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -186,6 +187,50 @@ def test_threads_end_with_their_team() -> None:
     assert not any(thread.is_alive() for thread in threads)
 
 
+def test_threads_end_when_the_system_refuses_their_team_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun, start = [], threading.Thread.start
+
+    def refusing(thread: threading.Thread) -> None:
+        if len(begun) == 2:
+            raise RuntimeError("can't start new thread")
+        begun.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refusing)
+    with pytest.raises(RuntimeError):
+        Team(4)
+    gc.collect()
+    for thread in begun:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in begun)
+
+
+def test_what_all_threads_run_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once, most = [0], [0]
+
+    class Serve:
+        @property
+        def function(self) -> Callable[..., None]:  # takes a second where it is not cached
+            at_once[0] += 1
+            most[0] = max(most[0], at_once[0])
+            time.sleep(0.01)
+            at_once[0] -= 1
+            return found
+
+    found = team._SERVE.function
+    monkeypatch.setattr(team, "_SERVE", Serve())
+    before = set(threading.enumerate())
+    own = Team(6)
+    threads = set(threading.enumerate()) - before
+    del own
+    gc.collect()
+    for thread in threads:
+        thread.join(30)
+    assert most == [1]
+
+
 def _wait(arguments, item, slot):
     """Say that the item has begun, and end once the word behind that is not 0."""
     atomic_add(field(arguments, 1), 1)
@@ -199,8 +244,9 @@ WAIT = Verb(_wait)
 def works_in_a_forked_child(team: Team) -> bool:
     child = os.fork()
     if child == 0:
+        single, _ = run_counts(team, 1)  # is not dealt out
         per_item, per_slot = run_counts(team, 100)
-        os._exit(0 if (per_item == 1).all() and per_slot[0] == 100 else 1)
+        os._exit(0 if single == 1 and (per_item == 1).all() and per_slot[0] == 100 else 1)
     deadline = time.monotonic() + 30
     while (done := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -220,9 +266,12 @@ def test_a_forked_child_does_the_work_alone() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
-def test_a_child_forked_while_the_team_works_for_another_thread_does_not_wait_for_it() -> None:
+@pytest.mark.parametrize("items", [2, 3])
+def test_a_child_forked_while_the_team_works_for_another_thread_leaves_it_that_work(
+    items: int,
+) -> None:
     team, state, program = Team(2), np.zeros(2, np.int64), Program()
-    program.add(WAIT, 2, state.ctypes.data)
+    program.add(WAIT, items, state.ctypes.data)
     table = program.table()
     other = threading.Thread(target=team.run, args=(table,))
     other.start()
@@ -259,3 +308,19 @@ def test_pinned_threads_keep_to_their_cores_and_the_caller_only_while_it_works(
         time.sleep(0.01)
         bound = [os.sched_getaffinity(i or 0) for i in workers]
     assert sorted(bound, key=min) == [{core} for core in cores[1:]]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be bound")
+def test_an_interruption_does_not_leave_the_caller_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, bind = os.sched_getaffinity(0), os.sched_setaffinity
+
+    def interrupted(thread: int, cores: Sequence[int]) -> None:
+        bind(thread, cores)
+        if tuple(cores) == (min(before),):
+            raise KeyboardInterrupt
+
+    pinned = Team(1, (min(before),))
+    monkeypatch.setattr(os, "sched_setaffinity", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_counts(pinned, 1)
+    assert os.sched_getaffinity(0) == before
