@@ -18,12 +18,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from bench.peers import path_of
 from engine import Session
 from engine.config import available_cores
 from engine.errors import InputError
 from engine.model.load import Model, load_model
-from minikv.progress import TerminalProgress
-from minikv.sources.lookup import resolve
 
 
 @dataclass
@@ -111,7 +110,7 @@ def main() -> None:
         parser.error("-r: at least 1")
     n_ctx = args.depth + args.prompt + args.tokens
     try:
-        model = load_model(resolve(args.model, progress=TerminalProgress()), threads=args.threads)
+        model = load_model(path_of(args.model), threads=args.threads)
         runners = [new_runner(model, pair, n_ctx) for pair in args.pairs]
     except InputError as error:
         parser.error(str(error))

@@ -193,6 +193,11 @@ class Ops(ABC):
         """
         return lambda: self.to_host(body())
 
+    def submit(self) -> None:
+        """Begin with the ops that were called and have not run yet, if that can be done while
+        others are called: their inputs stay as they are until `finish`."""
+        return None
+
     @abstractmethod
     def finish(self) -> None:
         """Run the ops that were called and have not run yet."""

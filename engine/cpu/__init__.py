@@ -28,8 +28,9 @@ from engine.cpu.layouts import LANES, LAYOUTS
 from engine.cpu.matrix import Matrix, Products, matrix
 from engine.cpu.memory import Arena, Pool, pooled
 from engine.cpu.packing import Packing
+from engine.cpu.program import Program
 from engine.cpu.rows import Table, rows
-from engine.cpu.team import Program, Team
+from engine.cpu.team import Team
 from engine.errors import InputError
 from engine.kv.cache import CacheType, LayerCache, SideCache, pack_tail
 from engine.kv.side_cache import encode_small
@@ -52,6 +53,10 @@ class _Recording:
 
     def run_at(self, team: Team, table: int, entries: int) -> None:
         team.run_at(table, entries)
+        self.check()
+
+    def check(self) -> None:
+        """Raise InputError if a token could not be stored."""
         bad = self.bad.item()
         if bad != NONE_BAD:
             number, position = divmod(bad, NEXT)
@@ -77,7 +82,7 @@ class CpuOps(Ops):
         own = cores_of_their_own(threads) if pin else ()
         self._team, self._pool = Team(threads, own), Pool()
         self._packing = Packing(self._team, Arena())
-        self._recording = _Recording(self._pool)
+        self._recording, self._started = _Recording(self._pool), None
         self._repackings: dict[Hashable, Repacking] = {}
 
     def split(self, parts: int) -> list[Ops]:
@@ -127,10 +132,28 @@ class CpuOps(Ops):
         return run
 
     def discard(self) -> None:
-        self._recording = _Recording(self._pool)
+        self._team.join()
+        self._recording, self._started = _Recording(self._pool), None
+
+    def submit(self) -> None:
+        self._packing.finish()
+        recording = self._recording
+        if len(recording.program) and recording.pool is self._pool:
+            self._recording = _Recording(self._pool)
+            self._join()
+            self._team.start(recording.program.table(), recording)
+            self._started = recording
+
+    def _join(self) -> None:
+        """Return when what was submitted has run."""
+        self._team.join()
+        started, self._started = self._started, None
+        if started is not None:
+            started.check()
 
     def finish(self) -> None:
         self._packing.finish()
+        self._join()
         recording = self._recording
         if len(recording.program):
             self._recording = _Recording(self._pool)

@@ -64,9 +64,9 @@ from engine.cpu.kv_stage import Chunk
 from engine.cpu.kv_tokens import width
 from engine.cpu.kv_verbs import scratch_nbytes
 from engine.cpu.memory import Pool
+from engine.cpu.program import Program
 from engine.cpu.simd import load_f32, store_i64
 from engine.cpu.softmax import clear, softmax_row
-from engine.cpu.team import Program
 from engine.kv.cache import LayerCache
 from engine.ops import KeyBias
 

@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from engine.cpu.jit import Verb, field, inlined, kernel
+from engine.cpu.program import Program
 from engine.cpu.simd import (
     f32x16,
     fma,
@@ -23,7 +24,6 @@ from engine.cpu.simd import (
     swap_pairs,
     zeros,
 )
-from engine.cpu.team import Program
 from engine.cpu.vmath import vsigmoid, vtanh
 
 _VALUES = 1 << 12  # values of one item: some microseconds

@@ -10,6 +10,7 @@ from llvmlite import ir
 
 from engine.cpu.deferred import intrinsic
 from engine.cpu.jit import Verb, field, inlined
+from engine.cpu.program import Program
 from engine.cpu.simd import (
     convert,
     f32x16,
@@ -22,7 +23,6 @@ from engine.cpu.simd import (
     store_f32,
     u32x16,
 )
-from engine.cpu.team import Program
 from engine.kv.modifiers import hadamard_block
 
 _VALUES = 1 << 12  # values of one item: some microseconds

@@ -8,8 +8,8 @@ from engine.cpu.jit import Verb, call, field, kernel
 from engine.cpu.kv_encode import ENCODERS
 from engine.cpu.kv_hqq import HQQ_ROWS
 from engine.cpu.memory import Pool
+from engine.cpu.program import Program
 from engine.cpu.simd import load_f32, load_i64, store_f32, store_i64
-from engine.cpu.team import Program
 from engine.kv.cache import SideCache
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from engine.cpu.jit import Verb, field, kernel
 from engine.cpu.kv_tail import addresses
+from engine.cpu.program import Program
 from engine.cpu.simd import (
     f32x16,
     load,
@@ -19,7 +20,6 @@ from engine.cpu.simd import (
     store_f32,
     zeros,
 )
-from engine.cpu.team import Program
 from engine.kv.cache import LayerCache
 from engine.kv.queries import LARGEST
 

@@ -10,7 +10,8 @@ from engine.cpu.jit import Verb, call, field
 from engine.cpu.kv_seal import format_variant, has_verb, packable, seal_pages
 from engine.cpu.kv_seal_tokens import seal_tokens
 from engine.cpu.memory import Pool
-from engine.cpu.team import Program, Team
+from engine.cpu.program import Program
+from engine.cpu.team import Team
 from engine.kv.cache import CacheType, SideCache
 from engine.kv.format import TokenFormat
 from engine.kv.formats.channels import ChannelFormat

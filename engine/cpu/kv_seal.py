@@ -17,8 +17,8 @@ from engine.cpu.kv_seal_channels import RESTORED
 from engine.cpu.kv_seal_tokens import seal_tokens
 from engine.cpu.kv_tail import addresses, tail_fields, tail_item
 from engine.cpu.memory import Pool
+from engine.cpu.program import Program
 from engine.cpu.simd import store_i64
-from engine.cpu.team import Program
 from engine.kv.cache import CacheType, SideCache
 from engine.kv.format import KVFormat, Side, TokenFormat
 from engine.kv.formats.channels import ChannelFormat

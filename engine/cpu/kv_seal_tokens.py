@@ -12,8 +12,8 @@ from engine.cpu.kv_decode import DECODERS
 from engine.cpu.kv_encode import ENCODERS
 from engine.cpu.kv_tail import tail_fields, tail_item
 from engine.cpu.memory import Pool
+from engine.cpu.program import Program
 from engine.cpu.simd import store_f32
-from engine.cpu.team import Program
 from engine.kv.cache import CacheType
 from engine.kv.format import TokenFormat
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from engine.cpu import elementwise
 from engine.cpu.memory import Pool
-from engine.cpu.team import Program
+from engine.cpu.program import Program
 from engine.kv.cache import SideCache
 
 

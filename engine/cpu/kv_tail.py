@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from engine.cpu.jit import call, field, inlined, kernel
+from engine.cpu.program import Program
 from engine.cpu.simd import (
     convert,
     load,
@@ -19,7 +20,6 @@ from engine.cpu.simd import (
     u32x16,
     zeros,
 )
-from engine.cpu.team import Program
 
 
 def addresses(program: Program, arrays: Sequence[np.ndarray]) -> int:

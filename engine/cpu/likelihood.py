@@ -12,6 +12,7 @@ import numpy as np
 
 from engine.cpu.jit import Verb, field, inlined
 from engine.cpu.memory import Pool
+from engine.cpu.program import Program
 from engine.cpu.simd import (
     f32x16,
     fma,
@@ -24,7 +25,6 @@ from engine.cpu.simd import (
     store_f64,
     zeros,
 )
-from engine.cpu.team import Program
 from engine.cpu.vmath import vexp
 
 _STRETCH = 1024  # logits

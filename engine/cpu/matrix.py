@@ -40,6 +40,7 @@ from engine.cpu.jit import Verb, call, field, inlined, kernel
 from engine.cpu.layouts import LANES, LAYOUTS, SET
 from engine.cpu.memory import Pool
 from engine.cpu.packing import Packing
+from engine.cpu.program import Program
 from engine.cpu.simd import (
     f32x16,
     fma,
@@ -51,7 +52,7 @@ from engine.cpu.simd import (
     store_f32,
     zeros,
 )
-from engine.cpu.team import Program, Team
+from engine.cpu.team import Team
 from engine.reference import dequantize
 
 FEW = 4  # tokens up to which streaming the rows is the faster way

@@ -17,9 +17,10 @@ from engine.cpu.jit import Verb, call, field, kernel
 from engine.cpu.layouts import LANES, LAYOUTS, SET
 from engine.cpu.memory import Arena, Pool, file_pages
 from engine.cpu.planes import gather_steps, pack_set
+from engine.cpu.program import Program
 from engine.cpu.simd import load_i32
 from engine.cpu.split import SPLITTERS
-from engine.cpu.team import Program, Team
+from engine.cpu.team import Team
 
 _LONGEST = 256  # columns of the largest block: the codes of 16 lanes wait in 4 KB
 _PART = 1 << 19  # bytes of a file that are an item

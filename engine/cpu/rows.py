@@ -13,8 +13,8 @@ from engine.cpu.layouts import LANES, SET
 from engine.cpu.matrix import Matrix
 from engine.cpu.memory import Pool
 from engine.cpu.packing import pack_rows
+from engine.cpu.program import Program
 from engine.cpu.simd import load_f32, load_i32, store_f32
-from engine.cpu.team import Program
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ctypes import c_int64
 from typing import Any
 
 import numpy as np
@@ -47,9 +46,8 @@ _TICKETS = 448
 _BITS = 24
 _MASK = (1 << _BITS) - 1
 MOST_ITEMS = (1 << 16) - 1
-_WORDS = 3  # of an entry in a table
+WORDS = 3  # of an entry in a table
 _STEPS = 128  # of looking ahead, a KB each
-_CHUNK = 1 << 12  # words of argument blocks that lie together
 _SPINS = 6000  # pauses before sleep: about 0.3 ms, longer than sampling a token takes
 _PATIENCE = 200  # pauses before the caller, waiting for the last items, offers its core
 
@@ -68,12 +66,12 @@ def _advance(control, slot):
     index, entries = atomic_load(control + _INDEX), atomic_load(control + _ENTRIES)
     program = atomic_load(control + _PROGRAM)
     while index < entries:
-        entry = program + 8 * _WORDS * index
+        entry = program + 8 * WORDS * index
         verb, arguments = field(entry, 0), field(entry, 1)
         items = field(arguments, 0)
         index += 1
         if index < entries:
-            following = field(entry, _WORDS + 1)
+            following = field(entry, WORDS + 1)
             prefetch_first(following)
             prefetch_first(following + 64)
         if items == 1:
@@ -135,10 +133,10 @@ def _look_ahead(control, slot, launches):
     """Ask for what the thread will read first in the next entry that can tell, until another entry
     is started."""
     index, entries = atomic_load(control + _INDEX), atomic_load(control + _ENTRIES)
-    entry = atomic_load(control + _PROGRAM) + 8 * _WORDS * index
+    entry = atomic_load(control + _PROGRAM) + 8 * WORDS * index
     while index < entries and field(entry, 2) == 0:
         index += 1
-        entry += 8 * _WORDS
+        entry += 8 * WORDS
     if index < entries:
         step = 0
         while step < _STEPS and atomic_load(control + _LAUNCHES) == launches:
@@ -170,13 +168,19 @@ def _serve(control, slot):
                 atomic_add(control + _SLEEPERS, -1)
 
 
-def _run(control, program, entries):
-    """Run a program and return when it has finished and nobody looks at it any more."""
+@kernel
+def _begin(control, program, entries):
+    """Let the other threads run a program."""
     atomic_store(control + _PROGRAM, program)
     atomic_store(control + _ENTRIES, entries)
     atomic_store(control + _INDEX, 0)
     atomic_store(control + _FINISHED, 0)
     _advance(control, 0)
+
+
+@kernel
+def _complete(control):
+    """Help, and return when the program has finished and nobody looks at it any more."""
     spins, looked = 0, -1
     while True:
         launches = atomic_load(control + _LAUNCHES)
@@ -192,99 +196,26 @@ def _run(control, program, entries):
             yield_core()
 
 
+def _run(control, program, entries):
+    _begin(control, program, entries)
+    _complete(control)
+
+
+def _start(control, program, entries):
+    _begin(control, program, entries)
+
+
+def _join(control):
+    _complete(control)
+
+
 def _stop(control):
     atomic_store(control + _STOP, 1)
     _announce(control)
 
 
 _SERVE, _RUN, _STOP_THREADS = Verb(_serve), Verb(_run), Verb(_stop)
-
-
-def _item_of_any(arguments, item, slot):
-    """Item: one of all entries', in their order.  Fields: verb and argument block of each."""
-    entry = arguments + 8
-    while item >= field(field(entry, 1), 0):
-        item -= field(field(entry, 1), 0)
-        entry += 16
-    call(field(entry, 0), (field(entry, 1), item, slot))
-
-
-_ITEM_OF_ANY = Verb(_item_of_any)
-
-
-class Program:
-    """Entries in the order in which they run."""
-
-    def __init__(self) -> None:
-        self._words: list[int] = []
-        self._keep: list[Any] = []
-        # blocks lie one behind another, on cache lines: they are read from memory once per token
-        self._chunk, self._used = np.empty(0, np.int64), 0
-        self._written: np.ndarray | None = None
-        self._target: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self._words) // _WORDS
-
-    def add(self, verb: Verb, items: int, *fields: int, ahead: Verb | None = None) -> np.ndarray:
-        """Append verb(arguments, item, slot) for items 0..items, arguments (items, *fields).
-
-        A thread that waits before it calls ahead(arguments, slot, step) for steps 0, 1, ... to ask
-        for what it will read first in its items, which are `slot`, `slot` + threads, ...
-        """
-        arguments = self.block(items, *fields)
-        self.append(verb, arguments, ahead)
-        return arguments
-
-    def block(self, items: int, *fields: int) -> np.ndarray:
-        """The argument block int64 (items, *fields) of an entry to be appended: earlier entries may
-        write to it."""
-        if not 0 <= items <= MOST_ITEMS:
-            raise ValueError(f"{items} items: an entry has at most {MOST_ITEMS}")
-        size, start = 1 + len(fields), self._used
-        if start + size > len(self._chunk):
-            self._chunk, start = aligned_zeros((max(_CHUNK, size),), np.int64), 0
-            self._keep.append(self._chunk)
-        self._used = start + -(-size // 8) * 8
-        arguments = self._chunk[start : start + size]
-        arguments[:] = (items, *fields)
-        return arguments
-
-    def append(self, verb: Verb, arguments: np.ndarray, ahead: Verb | None = None) -> None:
-        self._words += (verb.address, arguments.ctypes.data, ahead.address if ahead else 0)
-        self._written = self._target = None
-
-    @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Entries added in here become one, their items independent of each other: threads need not
-        wait for the last item of each.  What one entry's items use must not be given to another."""
-        start = len(self._words)
-        yield
-        entries = self._words[start:]
-        if len(entries) <= _WORDS:
-            return
-        del self._words[start:]
-        verbs, blocks = entries[::_WORDS], entries[1::_WORDS]
-        items = sum(c_int64.from_address(block).value for block in blocks)
-        parts = [word for pair in zip(verbs, blocks, strict=True) for word in pair]
-        self.add(_ITEM_OF_ANY, items, *parts)
-
-    def writes(self, array: np.ndarray, target: np.ndarray) -> None:
-        """Note of the last entry what `target` tells."""
-        self._written, self._target = array, target
-
-    def hold(self, *owners: Any) -> None:
-        """Let the objects whose memory the entries use live as long as the program."""
-        self._keep.extend(owners)
-
-    def target(self, array: np.ndarray) -> np.ndarray | None:
-        """Where the last entry's arguments say that it writes `array`, int64 [1], if `array` is all
-        that it writes there: who changes the word between two runs puts the array elsewhere."""
-        return self._target if self._written is array else None
-
-    def table(self) -> np.ndarray:
-        """The entries as int64 [entries, 3] of addresses."""
-        return np.array(self._words, np.int64).reshape(-1, _WORDS)
+_START, _JOIN = Verb(_start), Verb(_join)
 
 
 class Team:
@@ -300,9 +231,10 @@ class Team:
         self._control = raw.ctypes.data
         self._memory = raw  # the control block's owner, also where no thread holds it
         self._lock = threading.Lock()
+        self._started: list[Any] = []  # what the program that was started lives in
         if threads > 1:
             # first, for those that have begun when the system refuses another
-            weakref.finalize(self, _stop_threads, raw, self._control)
+            weakref.finalize(self, _stop_threads, raw, self._control, self._started)
         for slot in range(1, threads):
             # the memory travels with the thread: it must outlive the last look at it
             arguments = (raw, self._control, slot, cores)
@@ -320,16 +252,40 @@ class Team:
     def run_at(self, table: int, entries: int) -> None:
         """The same for the table of so many entries at the address `table`."""
         with self._lock:
-            if self._cores:
-                with _bound_to(self._cores[:1]):
-                    _RUN.function(self._control, table, entries)
-            else:
-                _RUN.function(self._control, table, entries)
+            self._join()
+            self._call(_RUN, table, entries)
+
+    def start(self, table: np.ndarray, owner: Any) -> None:
+        """Let the other threads begin with a program's table, which `owner` keeps, while the caller
+        does something else; programs that were started or run before end first."""
+        with self._lock:
+            self._join()
+            self._started += (table, owner)
+            self._call(_START, table.ctypes.data, len(table))
+
+    def join(self) -> None:
+        """Help with the program that was started last, and return when it has finished."""
+        with self._lock:
+            self._join()
+
+    def _join(self) -> None:
+        if self._started:
+            self._call(_JOIN)
+            self._started.clear()
+
+    def _call(self, verb: Verb, *arguments: int) -> None:
+        """On the caller's core."""
+        if self._cores:
+            with _bound_to(self._cores[:1]):
+                verb.function(self._control, *arguments)
+        else:
+            verb.function(self._control, *arguments)
 
     def alone(self) -> None:
         """Forget the other threads, of which a forked child has none: what they held or did at that
         moment would be waited for, and what they had not begun would be taken up."""
         self._lock = threading.Lock()
+        self._started.clear()
         words = self._memory.view(np.int64)
         words[:] = 0
         words[_THREADS // 8] = self.threads
@@ -369,5 +325,7 @@ def _bound_to(cores: tuple[int, ...]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _stop_threads(memory: np.ndarray, control: int) -> None:
+def _stop_threads(memory: np.ndarray, control: int, started: list[Any]) -> None:
+    if started:
+        _JOIN.function(control)
     _STOP_THREADS.function(control)

@@ -132,6 +132,8 @@ class Decoder:
         for layer, weights, kv in zip(spec.layers, self.weights.layers, cache.layers, strict=True):
             self._attention(layer.attention, weights, kv, x)
             self._feed_forward(layer, weights, x)
+            if len(ids) > 1:
+                ops.submit()
         return x
 
     def _advance(self, cache: KVCache, tokens: int) -> None:

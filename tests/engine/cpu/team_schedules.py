@@ -24,7 +24,8 @@ _CONTROL, _ENTRIES, _BLOCKS = 1 << 20, 1 << 21, 1 << 22  # addresses
 _ITEM, _AHEAD = 1, 2  # verbs
 _MOST_TURNS = 50_000  # of a schedule: some thousand do
 _BODIES = (
-    "_announce", "_advance", "_work", "_take", "_look_ahead", "_serve", "_run", "_stop",
+    "_announce", "_advance", "_work", "_take", "_look_ahead", "_serve", "_begin", "_complete",
+    "_run", "_start", "_join", "_stop",
 )  # fmt: skip
 _SHARED = {
     "atomic_add", "atomic_load", "atomic_store", "call", "pause", "yield_core", "sleep_while",
@@ -105,8 +106,14 @@ class Schedule:
                 block = _BLOCKS + 8 * i
                 self._words[block] = items
                 for j, word in enumerate((_ITEM, block, _AHEAD)):
-                    self._words[_ENTRIES + 8 * (team._WORDS * i + j)] = word
-            yield from self._names["_run"](_CONTROL, _ENTRIES, len(sizes))
+                    self._words[_ENTRIES + 8 * (team.WORDS * i + j)] = word
+            if self._random.random() < 0.5:
+                yield from self._names["_run"](_CONTROL, _ENTRIES, len(sizes))
+            else:
+                yield from self._names["_start"](_CONTROL, _ENTRIES, len(sizes))
+                for _ in range(self._random.randrange(100)):
+                    yield  # the caller does something else
+                yield from self._names["_join"](_CONTROL)
             assert [len(done) for done in self._done] == list(sizes), "items were left out"
             self._sizes = ()
         yield from self._names["_stop"](_CONTROL)

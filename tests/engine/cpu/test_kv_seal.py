@@ -11,7 +11,8 @@ from rows import pages
 from engine.cpu import CpuOps
 from engine.cpu.kv_seal import has_verb, seal_pages
 from engine.cpu.memory import Pool
-from engine.cpu.team import Program, Team
+from engine.cpu.program import Program
+from engine.cpu.team import Team
 from engine.kv.cache import CacheType, LayerCache
 from engine.kv.format import Side, TokenFormat
 from engine.kv.formats import ALL_KV_FORMATS, kv_format

@@ -18,7 +18,8 @@ from engine.cpu.layouts import LAYOUTS, LEVELS, Layout
 from engine.cpu.matrix import FEW, Products, matrix
 from engine.cpu.memory import Arena, Pool
 from engine.cpu.packing import Packing
-from engine.cpu.team import Program, Team
+from engine.cpu.program import Program
+from engine.cpu.team import Team
 from engine.errors import InputError
 
 CPU = CpuOps()

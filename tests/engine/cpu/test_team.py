@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from engine.config import available_cores, cores_of_their_own
 from engine.cpu import team
 from engine.cpu.atomics import atomic_add, atomic_load, pause
 from engine.cpu.jit import Verb, field
+from engine.cpu.program import Program
 from engine.cpu.simd import load_i64, store_i64
-from engine.cpu.team import MOST_ITEMS, Program, Team
+from engine.cpu.team import MOST_ITEMS, Team
 
 
 def _count(arguments, item, slot):
@@ -85,6 +87,16 @@ def test_short_entries_follow_one_another_without_end(threads: int, sizes: tuple
     assert counts.sum() == 2 * times * entries // len(sizes) * sum(sizes)
 
 
+def _wait(arguments, item, slot):
+    """Say that the item has begun, and end once the word behind that is not 0."""
+    atomic_add(field(arguments, 1), 1)
+    while atomic_load(field(arguments, 1) + 8) == 0:
+        pause()
+
+
+WAIT = Verb(_wait)
+
+
 def _square_next(arguments, item, slot):
     """Fields: source, target: the target's word is the square of the next word of the source."""
     items = field(arguments, 0)
@@ -136,6 +148,51 @@ def test_nobody_looks_ahead_in_a_program_that_has_finished(threads: int) -> None
         later.append(steps)
     time.sleep(0.05)
     np.testing.assert_array_equal(notes, later)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_a_started_program_ends_before_the_next_begins(threads: int) -> None:
+    runner, program = Team(threads), Program()
+    words = [np.arange(2, 66, dtype=np.int64) for _ in range(3)]
+    for source, target in pairwise(words):
+        program.add(SQUARE, 64, source.ctypes.data, target.ctypes.data)
+    table = program.table()
+    end = lambda: runner.start(table, program), runner.join, lambda: runner.run(table)
+    for i in range(300):
+        words[0] += 1
+        once = np.roll(words[0], -1) ** 2 % 1000003
+        runner.start(table, program)
+        end[i % 3]()  # each of them waits for what was started
+        if i % 3 == 0:
+            runner.join()
+        np.testing.assert_array_equal(words[2], np.roll(once, -1) ** 2 % 1000003)
+
+
+@pytest.mark.parametrize("threads", [2, 4])
+def test_the_caller_need_not_be_there_for_a_started_program(threads: int) -> None:
+    runner, program, counts = Team(threads), Program(), np.zeros(40 + threads, np.int64)
+    for items in (1, 40, 3, 1):
+        program.add(COUNT, items, counts.ctypes.data)
+    runner.start(program.table(), program)
+    deadline = time.monotonic() + 30
+    while counts.sum() < 2 * 45 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert counts.sum() == 2 * 45
+    runner.join()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_team_that_is_dropped_ends_what_it_started_first(threads: int) -> None:
+    runner, program, state = Team(threads), Program(), np.zeros(2, np.int64)
+    program.add(WAIT, threads, state.ctypes.data)
+    state[1] = threads == 1  # alone, nothing runs before it is joined
+    runner.start(program.table(), program)
+    other = threading.Timer(0.05, state.__setitem__, (1, 1))
+    other.start()
+    del runner, program
+    gc.collect()
+    assert state[1] == 1
+    other.join()
 
 
 def test_threads_asleep_wake_up_for_work() -> None:
@@ -229,16 +286,6 @@ def test_what_all_threads_run_is_compiled_once(monkeypatch: pytest.MonkeyPatch) 
     for thread in threads:
         thread.join(30)
     assert most == [1]
-
-
-def _wait(arguments, item, slot):
-    """Say that the item has begun, and end once the word behind that is not 0."""
-    atomic_add(field(arguments, 1), 1)
-    while atomic_load(field(arguments, 1) + 8) == 0:
-        pause()
-
-
-WAIT = Verb(_wait)
 
 
 def works_in_a_forked_child(team: Team) -> bool:
