@@ -157,7 +157,13 @@ class Session:
 
     def truncate(self, n: int) -> None:
         """Forget the tokens from `n` on, and those that share a sealed page with token `n`."""
-        del self.tokens[self.cache.truncate(n) :]
+        try:
+            n = self.cache.truncate(n)
+        except BaseException:  # Ctrl-C, say
+            n = self.cache.n
+            raise
+        finally:
+            del self.tokens[n:]
 
     def _forward(self, tokens: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Append `tokens` chunk by chunk, yielding (start, hidden states [n, n_embd])."""

@@ -172,6 +172,15 @@ class KVCache:
         Page formats fall back to a page boundary, and a sliding window that has lost the tokens
         before the cut falls back to nothing.
         """
+        try:
+            return self._truncate(n)
+        except BaseException:
+            # Ctrl-C, say: half of the pages may be gone, and which is known no more
+            self._truncate(n)
+            raise
+
+    def _truncate(self, n: int) -> int:
+        """The same; broken off and begun again it comes to the same."""
         self._change = 0
         sides = [side for layer in self.layers for side in (layer.k, layer.v)]
         n = min([n, *(layer.n for layer in self.layers)])
@@ -181,10 +190,11 @@ class KVCache:
             held = max(layer.k.first_held(), layer.v.first_held())
             if layer.window is not None and held > max(0, n - layer.window + 1):
                 n = 0
-        for side in sides:
-            side.truncate(n)
+        # first, as without their pages they could not be counted again
         for layer in self.layers:
             layer.count.settle(n)
+        for side in sides:
+            side.truncate(n)
         return n
 
     def check_room(self, tokens: int) -> None:

@@ -41,11 +41,11 @@ class Tail:
         kind, (kv_heads, head_dim) = self._type, self._shape
         place = index % kind.tail_pages
         if place not in self._pages:
-            nbytes = kind.open_format.page_nbytes(kind.page_tokens, head_dim)
-            self._pages[place] = aligned((kv_heads, nbytes))
             if self.queries is None and kind.weighs(self._side):
                 rows = kind.tail_pages * kind.page_tokens
                 self.queries = QueryPower(rows, kv_heads, head_dim)
+            nbytes = kind.open_format.page_nbytes(kind.page_tokens, head_dim)
+            self._pages[place] = aligned((kv_heads, nbytes))
         self._holds[place] = index
         return self._pages[place]
 

@@ -157,11 +157,12 @@ class Decoder:
         """Let the rotation tables cover `positions`: they grow with use, not with the context."""
         if positions <= self._rope_positions:
             return
-        self._rope_positions = max(positions, 2 * self._rope_positions, ROPE_POSITIONS)
+        reach = max(positions, 2 * self._rope_positions, ROPE_POSITIONS)
         self._rope_tables = {
-            rope: self.ops.asarray(rope_table(rope, self._rope_positions, factors))
+            rope: self.ops.asarray(rope_table(rope, reach, factors))
             for rope, factors in self._rope_factors.items()
         }
+        self._rope_positions = reach  # last: an interruption leaves the tables that there were
 
     def _norm(self, x: Array, weight: Weight) -> Array:
         return self.ops.rms_norm(x, weight, self.spec.norm_eps)
