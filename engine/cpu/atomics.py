@@ -62,6 +62,16 @@ def atomic_add(typing_context, address, value):
 
 
 @intrinsic
+def atomic_min(typing_context, address, value):
+    """Let the int64 at `address` be `value` if that is less; returns what it was."""
+
+    def emit(context, builder, signature, args):
+        return builder.atomic_rmw("min", _word(builder, args[0]), args[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), emit
+
+
+@intrinsic
 def pause(typing_context):
     """Tell the core that this is a waiting loop."""
 

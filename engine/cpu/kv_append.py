@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from engine.cpu.atomics import atomic_min
 from engine.cpu.jit import Verb, call, field, kernel
 from engine.cpu.kv_encode import ENCODERS
 from engine.cpu.kv_hqq import HQQ_ROWS
 from engine.cpu.memory import Pool
 from engine.cpu.program import Program
-from engine.cpu.simd import load_f32, load_i64, store_f32, store_i64
+from engine.cpu.simd import load_f32, load_i64, store_f32
 from engine.kv.cache import SideCache
 
 
@@ -61,7 +62,7 @@ def _append(arguments, item, slot):
             source = field(arguments, 2) + apart * t + 4 * dim * h
             for i in range(count):
                 if not _within(source + i * apart, dim, limit):
-                    store_i64(bad, min(load_i64(bad), field(arguments, 16) + start + t + i))
+                    atomic_min(bad, field(arguments, 16) + start + t + i)
             step = apart
             if padded != dim:
                 _pad(source, apart, dim, room, padded, count)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from engine import cpu
 from engine.cpu import CpuOps
 from engine.cpu.kv_encode import ENCODERS
 from engine.errors import InputError
@@ -91,6 +92,17 @@ def test_a_value_that_is_not_finite_is_refused_by_layer_and_position(
     k, v = (broken, x[20:]) if side == "key" else (x[20:], broken)
     with pytest.raises(InputError, match=rf"layer 5: the {side} .* position 27 .* not finite"):
         append(layer, k, v)
+
+
+def test_of_many_bad_tokens_the_first_is_named_whoever_comes_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cpu, "available_cores", lambda: 5)
+    ops, x = CpuOps(5), np.full((256, 2, 64), np.nan, np.float32)
+    for _ in range(400):
+        ops.append(layer_of(KV_FORMATS["q8_0"], 64), x, x)
+        with pytest.raises(InputError, match="the key of the token at position 0 is"):
+            ops.finish()
 
 
 @pytest.mark.parametrize("kind", TOKEN_FORMATS, ids=[f.name for f in TOKEN_FORMATS])
