@@ -99,7 +99,7 @@ def test_of_many_bad_tokens_the_first_is_named_whoever_comes_first(
 ) -> None:
     monkeypatch.setattr(cpu, "available_cores", lambda: 5)
     ops, x = CpuOps(5), np.full((256, 2, 64), np.nan, np.float32)
-    for _ in range(400):
+    for _ in range(1500):
         ops.append(layer_of(KV_FORMATS["q8_0"], 64), x, x)
         with pytest.raises(InputError, match="the key of the token at position 0 is"):
             ops.finish()
