@@ -74,7 +74,7 @@ def main() -> NoReturn:
     except InputError as error:
         status = _fail(str(error), 1)
     except typer.TyperException as error:
-        status = _fail(error.format_message(), error.exit_code)
+        status = _fail(error.format_message() + _value_seen(error), error.exit_code)
     except KeyboardInterrupt:
         status = 130
     except BrokenPipeError:  # whoever read the output has left
@@ -98,6 +98,12 @@ def _prepare_streams() -> None:
 def _drop_output() -> None:
     """What could not be written must not fail again when Python closes stdout."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _value_seen(error: typer.TyperException) -> str:
+    """The value that typer refused, which its message leaves out; empty where it names none."""
+    refused = getattr(error.__cause__, "errors", list)()  # what pydantic tells of it, if it did
+    return f" (given: {refused[0]['input']!r:.40})" if refused else ""
 
 
 def _fail(message: str, status: int) -> int:

@@ -68,9 +68,11 @@ def test_a_bad_choice_is_named_with_what_is_allowed(minikv, model, args, told):
 @pytest.mark.parametrize(
     ("args", "told"),
     [
-        (["run", "-n", "0", "Yo"], "'-n'"),
-        (["run", "-n", "-5", "Yo"], "'-n'"),
-        (["run", "-c", "many", "Yo"], "'-c'"),
+        (["run", "-n", "0", "Yo"], "'-n' / '--n-predict': Input should be greater than or equal"),
+        (["run", "-n", "-5", "Yo"], "'-5'"),
+        (["run", "-c", "many", "Yo"], "'many'"),
+        (["run", "--temp", "9" * 999 + "x", "Yo"], "'--temp'"),
+        (["plan", "--bound", "-1"], "'-1'"),
         (["run", "--frobnicate", "Yo"], "--frobnicate"),
         (["run", "Yo", "again"], "again"),
         (["run", "-ctk"], "-ctk"),
