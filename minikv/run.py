@@ -110,7 +110,7 @@ def run(
     keeping: Keeping,
 ) -> None:
     """Answer `prompt` on stdout; None or "-" is stdin."""
-    text = _read_stdin() if prompt in (None, "-") else prompt
+    text = _utf8(_read_stdin() if prompt in (None, "-") else prompt)
     if not text.strip():
         raise InputError("the prompt is empty")
     with keeping.session(choice) as (model, session):
@@ -174,4 +174,12 @@ def _read_stdin() -> str:
     data = sys.stdin.buffer.read(_MAX_PROMPT + 1)
     if len(data) > _MAX_PROMPT:
         raise InputError(f"the prompt on stdin is longer than {_MAX_PROMPT >> 20} MiB")
-    return data.decode("utf-8", errors="replace").removesuffix("\n")
+    return data.decode("utf-8", errors="surrogateescape").removesuffix("\n")
+
+
+def _utf8(text: str) -> str:
+    """`text` with U+FFFD for what was not UTF-8 in a pipe or an argument, and a note of it."""
+    readable = text.encode("utf-8", errors="surrogateescape").decode("utf-8", errors="replace")
+    if readable != text:
+        note("the prompt is not UTF-8: bytes that are not count as U+FFFD")
+    return readable

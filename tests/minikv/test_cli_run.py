@@ -113,8 +113,13 @@ def test_stdin_is_left_alone_when_there_is_a_prompt(files):
     process.communicate()
 
 
-def test_invalid_utf8_on_stdin_is_text_with_replacements(minikv, files):
-    assert minikv(*tiny(files), stdin=b"\xff\xfe Yo").out == ANSWER_TEXT + "\n"
+@pytest.mark.parametrize(("args", "stdin"), [([], b"\xff\xfe Yo"), (["\udcff\udcfe Yo"], b"")])
+def test_a_prompt_that_is_not_utf8_is_text_with_replacements_and_told(minikv, files, args, stdin):
+    result = minikv(*tiny(files), *args, stdin=stdin)
+    assert result.out == ANSWER_TEXT + "\n"
+    assert result.err.startswith(
+        "minikv: the prompt is not UTF-8: bytes that are not count as U+FFFD\n"
+    )
 
 
 def test_raw_prompts_are_not_put_into_the_template(minikv, files):
