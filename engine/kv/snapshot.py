@@ -204,7 +204,7 @@ class Snapshot:
     def _check_digest(self, what: str) -> None:
         want = self._digest.digest()
         if self._bytes(_DIGEST_NBYTES) != want:
-            raise self.refused(f"damaged: the {what} do not match their checksum")
+            raise self.refused(f"damaged: the checksum of its {what} is wrong")
 
     def _check_length(self, pages_nbytes: int) -> None:
         whole = self._file.tell() + pages_nbytes + _DIGEST_NBYTES
