@@ -124,15 +124,17 @@ def run(
             limit=answering.limit,
             continues=completes,
         )
-        if as_json:
-            for _ in generation:
-                pass
-            print(json.dumps({"model": choice.model} | as_data(generation, session)))
-        else:
-            show(generation)
-            tell_end(generation, session)
-        if generation.text and not completes:
-            keep_messages(session, [*turn, {"role": "assistant", "content": generation.text}])
+        try:
+            if as_json:
+                for _ in generation:
+                    pass
+                print(json.dumps({"model": choice.model} | as_data(generation, session)))
+            else:
+                show(generation)
+                tell_end(generation, session)
+        finally:  # an answer that was broken off is part of the conversation, as in a chat
+            if generation.text and not completes:
+                keep_messages(session, [*turn, {"role": "assistant", "content": generation.text}])
 
 
 def show(generation: Generation) -> None:

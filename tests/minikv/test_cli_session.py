@@ -138,7 +138,7 @@ def test_notes_that_are_no_conversation_are_refused(model):
             messages_of(session, None)
 
 
-def test_ctrl_c_keeps_what_was_read(tmp_path, kept):
+def test_ctrl_c_keeps_what_was_read_and_said(tmp_path, kept):
     endless = write_tiny_model(tmp_path / "endless.gguf", endless=True, n_ctx=100_000)
     process = child("run", "--backend", "reference", "-m", endless, "--session", kept, "Yo")
     assert process.stdout is not None
@@ -149,4 +149,6 @@ def test_ctrl_c_keeps_what_was_read(tmp_path, kept):
     assert process.returncode == 130
     restored = Session.restore(load_model(endless, backend="reference"), kept)
     assert len(restored.tokens) > 21
+    prompt, answer = messages_of(restored, None)
+    assert prompt["content"] == "Yo" and answer["role"] == "assistant" and answer["content"]
     assert sorted(os.listdir(tmp_path)) == ["endless.gguf", "talk.kv"]
