@@ -140,20 +140,19 @@ class CpuOps(Ops):
         recording = self._recording
         if len(recording.program) and recording.pool is self._pool:
             self._recording = _Recording(self._pool)
-            self._join()
             self._team.start(recording.program.table(), recording)
-            self._started = recording
+            self._check_started(recording)
 
-    def _join(self) -> None:
-        """Return when what was submitted has run."""
-        self._team.join()
-        started, self._started = self._started, None
+    def _check_started(self, following: _Recording | None) -> None:
+        """Raise InputError if what was submitted last, and has run, could not store a token."""
+        started, self._started = self._started, following
         if started is not None:
             started.check()
 
     def finish(self) -> None:
         self._packing.finish()
-        self._join()
+        self._team.join()
+        self._check_started(None)
         recording = self._recording
         if len(recording.program):
             self._recording = _Recording(self._pool)

@@ -227,11 +227,10 @@ class Team:
     def __init__(self, threads: int, cores: tuple[int, ...] = ()) -> None:
         self.threads, self._cores = threads, cores
         raw = aligned_zeros((_TICKETS + LINE * threads,))
-        raw.view(np.int64)[_THREADS // 8] = threads
         self._control = raw.ctypes.data
         self._memory = raw  # the control block's owner, also where no thread holds it
-        self._lock = threading.Lock()
         self._started: list[Any] = []  # what the program that was started lives in
+        self.alone()
         if threads > 1:
             # first, for those that have begun when the system refuses another
             weakref.finalize(self, _stop_threads, raw, self._control, self._started)
@@ -258,10 +257,14 @@ class Team:
     def start(self, table: np.ndarray, owner: Any) -> None:
         """Let the other threads begin with a program's table, which `owner` keeps, while the caller
         does something else; programs that were started or run before end first."""
+        address, entries = table.ctypes.data, len(table)
         with self._lock:
-            self._join()
-            self._started += (table, owner)
-            self._call(_START, table.ctypes.data, len(table))
+            if self._started:
+                self._call(_JOIN)
+            # until the end: to let go of what the last one lived in takes a while
+            _last = self._started.copy()
+            self._started[:] = table, owner
+            self._call(_START, address, entries)
 
     def join(self) -> None:
         """Help with the program that was started last, and return when it has finished."""
@@ -289,6 +292,7 @@ class Team:
         words = self._memory.view(np.int64)
         words[:] = 0
         words[_THREADS // 8] = self.threads
+        words[_FINISHED // 8] = 1
 
 
 _TEAMS: weakref.WeakSet[Team] = weakref.WeakSet()
