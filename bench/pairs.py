@@ -4,8 +4,9 @@
 
 MODEL is an alias or a path.  A session per pair is filled to the depth.  In every round each reads
 a prompt, decodes tokens behind it, and is cut back; the round's first pair changes from round to
-round.  Times are medians over rounds.  "of first" is how fast a pair is beside the first one given:
-the median of the ratios of rounds, which leave out how fast the machine was in each.
+round.  "of first" is how fast a pair is beside the first one given: the median of the ratios of
+rounds, which leave out how fast the machine was in each, and the ratio of the best times, which
+leave out what else ran there.
 """
 
 from __future__ import annotations
@@ -71,21 +72,23 @@ def measure(runners: Sequence[Runner], depth: int, prompt: int, steps: int, roun
                 runner.tokens.clear()
 
 
-def ratio(base: Sequence[float], own: Sequence[float]) -> float:
-    """How fast `own` is beside `base`, the median over rounds."""
-    return statistics.median(b / x for b, x in zip(base, own, strict=True))
+def figures(base: Sequence[float], own: Sequence[float]) -> str:
+    """Median and best of `own` in milliseconds, each with how fast it is beside `base`."""
+    if not own:
+        return f"{'-':>9} {'-':>8} {'-':>9} {'-':>8}"
+    middle, best = statistics.median(own), min(own)
+    ratio = statistics.median(b / x for b, x in zip(base, own, strict=True))
+    return f"{1e3 * middle:9.2f} {ratio:8.3f} {1e3 * best:9.2f} {min(base) / best:8.3f}"
 
 
 def table(runners: Sequence[Runner]) -> list[str]:
-    """A line per pair: milliseconds, and speed beside the first."""
-    lines = [f"{'K/V':24} {'prompt ms':>10} {'of first':>9} {'token ms':>10} {'of first':>9}"]
+    """A line per pair: prompts, then tokens."""
+    head = f"{'median ms':>9} {'of first':>8} {'best ms':>9} {'of first':>8}"
+    lines = [f"{'K/V':20} {head}   {head}", f"{'':20} {'prompts':<37}   tokens"]
     base = runners[0]
     for one in runners:
-        line = f"{one.name:24}"
-        for first, own in ((base.prompts, one.prompts), (base.tokens, one.tokens)):
-            middle = f"{1e3 * statistics.median(own):10.2f}" if own else f"{'-':>10}"
-            line += f" {middle} {ratio(first, own):9.3f}" if own else f" {middle} {'-':>9}"
-        lines.append(line)
+        prompts, tokens = figures(base.prompts, one.prompts), figures(base.tokens, one.tokens)
+        lines.append(f"{one.name:20} {prompts}   {tokens}")
     return lines
 
 
