@@ -82,7 +82,8 @@ class CpuOps(Ops):
         own = cores_of_their_own(threads) if pin else ()
         self._team, self._pool = Team(threads, own), Pool()
         self._packing = Packing(self._team, Arena())
-        self._recording, self._started = _Recording(self._pool), None
+        self._recording = _Recording(self._pool)
+        self._started: _Recording | None = None  # what was submitted last
         self._repackings: dict[Hashable, Repacking] = {}
 
     def split(self, parts: int) -> list[Ops]:
