@@ -2,8 +2,9 @@
 
 Every page becomes tiles once for all rows of an item (`engine.cpu.kv_tiles`), which may come from
 several cuts of a chunk: only the pages that not all of them read packed are taken cut by cut.
-Blocks of 32 rows score a span of pages, take a step of online softmax and mix its values, so that
-scores and weights stay in the nearest caches.  Queries are split into bfloat16 halves once, weights
+Blocks of 32 rows take turns: one scores a step's keys, while the one before takes a step of online
+softmax and the one before that mixes the step's values, so that scores and weights stay in the
+nearest caches.  Queries are split into bfloat16 halves once, weights
 as they become known; both lie in their order, left factors of `engine.cpu.amx`.
 
 Products are bfloat16's, x = high + low + 2^-17 x (2^-16 of weights), and sums float32: high high
@@ -59,9 +60,20 @@ from engine.cpu.jit import Verb, call, field, inlined, kernel
 from engine.cpu.key_bias_tiles import prepare_restoring, restore_bias
 from engine.cpu.kv_tokens import width
 from engine.cpu.kv_verbs import tiles_scratch_nbytes
+from engine.cpu.powers import subnormals_return, subnormals_vanish
 from engine.cpu.simd import f32x16, load, load_f32, store, zeros
-from engine.cpu.softmax import LOG2E, clear
-from engine.cpu.softmax_halves import settle, softmax_halves
+from engine.cpu.softmax import LOG2E, cap, clear
+from engine.cpu.softmax_halves import (
+    ALWAYS,
+    LINE,
+    MUCH,
+    begin_rows,
+    mask,
+    settle,
+    softmax_halves,
+)
+
+STEP = 128  # tokens of a step of softmax
 
 
 @inlined
@@ -78,7 +90,7 @@ def rows_with_room(rows: int) -> int:
 def tiles_nbytes(rows: int, dim: int, span: int, page_tokens: int) -> int:
     """Bytes of scratch for `rows` query rows and spans of `span` tokens."""
     padded, tokens, wide = rows_with_room(rows), -(-span // 32) * 32, -(-dim // 32) * 32
-    buffers = 4 * padded * wide + 2 * 4 * tokens * wide + 8 * ROWS * tokens + 64 * padded + 128
+    buffers = 4 * padded * wide + 2 * 4 * tokens * wide + 8 * ROWS * STEP + LINE * padded + 128
     return buffers + tiles_scratch_nbytes(dim, page_tokens)
 
 
@@ -88,7 +100,7 @@ def _rooms(plan, room):
     wide, tokens = width(field(plan, DIM)), (field(plan, SPAN) + 31) & ~31
     values = room + 4 * tokens * wide
     scores = values + 4 * tokens * wide
-    return room, values, scores, scores + 8 * ROWS * tokens
+    return room, values, scores, scores + 8 * ROWS * STEP
 
 
 @kernel
@@ -146,14 +158,18 @@ def _block_tokens(i, rows, group, position, window, s0, s1):
 def _soften(j, row):
     """A step of softmax for row j of a block.  Returns the next."""
     (
-        i, position, group, window, s0, s1, scores, stride, begin, end, states, sums, acc, wide,
-        softcap,
+        i, position, group, window, s0, s1, scores, begin, end, unmasked, lines, acc, wide, softcap,
+        much,
     ) = row  # fmt: skip
-    first, last = _seen(position + (i + j) // group, window, s0, s1)
-    softmax_halves(
-        scores + j * stride, end - begin, first - begin, last - begin, states + 8 * (i + j),
-        sums + 64 * (i + j), acc + 4 * (i + j) * wide, wide, softcap,
-    )  # fmt: skip
+    at, count = scores + 4 * STEP * j, end - begin
+    if softcap > 0:
+        cap(at, 0, 4 * count, softcap)
+    if not unmasked:
+        first, last = _seen(position + (i + j) // group, window, s0, s1)
+        if not mask(at, count, first - begin, last - begin):
+            return j + 1
+    line, target = lines + LINE * (i + j), acc + 4 * (i + j) * wide
+    softmax_halves(at, count, line, target, wide, much)
     return j + 1
 
 
@@ -167,7 +183,7 @@ def _meanwhile(done, total, j, limit, row):
 
 
 @kernel
-def _mix(weights, stride, steps, values, low, apart, acc, wide, total, limit, row):
+def _mix(weights, steps, values, low, apart, acc, wide, total, limit, row):
     """acc [ROWS, wide] += the weights of 32 `steps` tokens by their values, meanwhile softmax of
     other rows.  Returns the next of these."""
     done, j = 0, 0
@@ -177,7 +193,7 @@ def _mix(weights, stride, steps, values, low, apart, acc, wide, total, limit, ro
         for step in range(steps):
             for part in range(first_part(low), 3):
                 left = weights + 128 * step
-                sums_add_halves(part, left, stride, right, right + apart, low)
+                sums_add_halves(part, left, 4 * STEP, right, right + apart, low)
                 done += 1
                 j = _meanwhile(done, total, j, limit, row)
             right += TILE
@@ -186,7 +202,7 @@ def _mix(weights, stride, steps, values, low, apart, acc, wide, total, limit, ro
 
 
 @kernel
-def _score(queries, wide, keys, low, first, stop, scores, stride, done, total, j, limit, row):
+def _score(queries, wide, keys, low, first, stop, scores, done, total, j, limit, row):
     """The scores of ROWS rows for the tokens first..stop, meanwhile softmax of other rows from j
     on.  Returns the next of these."""
     steps = wide // 32
@@ -202,23 +218,23 @@ def _score(queries, wide, keys, low, first, stop, scores, stride, done, total, j
             right += TILE
         # not before: a store that waits for its products keeps loads waiting whose addresses end
         # in the same 12 bits
-        sums_store(scores + 4 * t, stride)
+        sums_store(scores + 4 * t, 4 * STEP)
     return j
 
 
 @kernel
 def _attend_span(
-    plan, head, position, rows, s0, s1, queries, acc, states, sums, bias, room
+    plan, head, position, rows, s0, s1, queries, acc, lines, much, bias, room
 ):  # fmt: skip
     """Rows whose first query is at `position` over the tokens s0..s1; their halves are at
-    `queries`, sums float32 [rows, width] at `acc`, (maximum, sum) per row at `states`.
+    `queries`, sums float32 [rows, width] at `acc`, their `lines` and what is `much` there as
+    `softmax_halves` has it.
 
     There is room for whole blocks of ROWS, and rows behind the last stay what they are.
     """
     wide, softcap = width(field(plan, DIM)), load_f32(field(plan, FACTORS) + 4) * LOG2E
     group, window = field(plan, HEADS) // field(plan, KV_HEADS), field(plan, WINDOW)
     keys, values, scores, rest = _rooms(plan, room)
-    stride = 4 * ((s1 - s0 + 31) & ~31)
     start, _ = _seen(position, window, s0, s1)
     size, v_size = field(plan, K + PAGE), field(plan, V + PAGE)
     first, stop = (s0 + start) // size, (s1 + size - 1) // size
@@ -239,30 +255,44 @@ def _attend_span(
         )  # fmt: skip
     _make_tiles(plan, V, head, s0, v_first, v_stop, values, value_low, apart, TILE, rest)
     tiles_begin(rest)
-    own, other, before, after, begin, end = scores, scores + ROWS * stride, 0, 0, 0, 0
-    # one round ahead scores the first block, one behind mixes the last
-    for i in range(-ROWS, (rows + ROWS - 1 & -ROWS) + ROWS, ROWS):
-        next_begin, next_end = _block_tokens(i + ROWS, rows, group, position, window, s0, s1)
+    subnormals_vanish()
+    # two at least: a block's softmax may rescale what its step before is still mixed into
+    blocks = max(2, (rows + ROWS - 1) // ROWS)
+    turns = (s1 - s0 + STEP - 1) // STEP * blocks
+    own, other, before, after, begin, end = scores, scores + 4 * ROWS * STEP, 0, 0, 0, 0
+    i, u, last, last_u = 0, 0, 0, 0
+    # one turn ahead scores the first block, one behind mixes the last
+    for turn in range(-1, turns + 1):
+        next_i, next_u = (turn + 1) % blocks * ROWS, (turn + 1) // blocks * STEP
+        next_begin, next_end = _block_tokens(
+            next_i, rows, group, position, window, s0 + next_u, min(s0 + next_u + STEP, s1)
+        )  # fmt: skip
         mixes = (after - before) // 32 * (wide // 32) * (3 - first_part(value_low))
         total = mixes + (next_end - next_begin) // 32 * (wide // 32) * (3 - first_part(key_low))
         limit = min(ROWS, rows - i) if begin < end else 0
+        # what the block's first and last rows see
+        _, seen = _seen(position + i // group, window, s0 + u, s0 + u + end)
+        seen_from, _ = _seen(position + (i + limit - 1) // group, window, s0 + u, s0 + u + end)
+        unmasked = seen_from <= begin and seen == end
         row = (
-            i, position, group, window, s0, s1, own + 4 * begin, stride, begin, end,
-            states, sums, acc, wide, softcap,
+            i, position, group, window, s0 + u, min(s0 + u + STEP, s1), own + 4 * begin, begin,
+            end, unmasked, lines, acc, wide, softcap, much,
         )  # fmt: skip
         j = _mix(
-            other + 4 * before, stride, (after - before) // 32, values + TILE * (before // 32),
-            value_low, apart, acc + 4 * (i - ROWS) * wide, wide, total, limit, row,
+            other + 4 * before, (after - before) // 32, values + TILE * ((last_u + before) // 32),
+            value_low, apart, acc + 4 * last * wide, wide, total, limit, row,
         )  # fmt: skip
         j = _score(
-            queries + 4 * (i + ROWS) * wide, wide, keys, key_low, next_begin, next_end, other,
-            stride, mixes, total, j, limit, row,
+            queries + 4 * next_i * wide, wide, keys + next_u // 16 * key_apart, key_low,
+            next_begin, next_end, other, mixes, total, j, limit, row,
         )  # fmt: skip
         while j < limit:
             j = _soften(j, row)
         for j in range(limit, ROWS if begin < end else 0):
-            clear(own + 4 * begin + j * stride, end - begin)
+            clear(own + 4 * begin + 4 * STEP * j, end - begin)
+        last, last_u, i, u = i, u, next_i, next_u
         before, after, begin, end, own, other = begin, end, next_begin, next_end, other, own
+    subnormals_return()
     tiles_end()
 
 
@@ -278,7 +308,7 @@ def _common_stop(plan):
 
 
 @kernel
-def _attend_spans(plan, head, position, rows, first, stop, queries, acc, states, sums, bias, room):
+def _attend_spans(plan, head, position, rows, first, stop, queries, acc, lines, much, bias, room):
     """`_attend_span` for the spans from that of token `first` on in front of `stop`."""
     span, window = field(plan, SPAN), field(plan, WINDOW)
     if window != 0:
@@ -286,16 +316,16 @@ def _attend_spans(plan, head, position, rows, first, stop, queries, acc, states,
     for s0 in range(max(0, first) // span * span, stop, span):
         s1 = min(s0 + span, stop)
         _attend_span(
-            plan, head, position, rows, s0, s1, queries, acc, states, sums, bias, room
+            plan, head, position, rows, s0, s1, queries, acc, lines, much, bias, room
         )  # fmt: skip
 
 
 @kernel
-def _attend_block(plans, head, t0, tokens, acc, scratch):
+def _attend_block(plans, head, t0, tokens, much, acc, scratch):
     """Queries t0..t0+tokens of a chunk, one KV head: `plans` are the argument blocks of its cuts.
 
     Leaves unnormalized sums float32 [rows, width], padded as `padded_rows` says, at `acc`, then
-    (maximum, sum) per row.
+    (0, sum) per row.  Returns False where a maximum was missed.
     """
     plan = field(plans, 0)
     wide, group = width(field(plan, DIM)), field(plan, HEADS) // field(plan, KV_HEADS)
@@ -303,10 +333,10 @@ def _attend_block(plans, head, t0, tokens, acc, scratch):
     padded = padded_rows(rows)
     position = cached_tokens(plan) - field(plan, TOKENS) + t0
     bias, states = scratch, acc + 4 * padded * wide
-    sums = bias + field(plan, BIAS_NBYTES)
-    queries = sums + 64 * padded
+    lines = bias + field(plan, BIAS_NBYTES)
+    queries = lines + LINE * padded
     room = queries + 4 * padded * wide
-    clear(sums, 16 * padded)
+    begin_rows(padded, lines)
     scale = load_f32(field(plan, FACTORS)) * LOG2E
     prepare(plan, t0, tokens, head, scale, acc, padded, queries)
     _split_queries(rows, padded, wide, queries)
@@ -320,10 +350,10 @@ def _attend_block(plans, head, t0, tokens, acc, scratch):
     stop, common = position + tokens, _common_stop(plan)
     if sink > 0 and (field(plan, WINDOW) == 0 or position - field(plan, WINDOW) + 1 < 0):
         _attend_span(
-            plan, head, position, rows, -sink, min(0, stop), queries, acc, states, sums, bias, room
+            plan, head, position, rows, -sink, min(0, stop), queries, acc, lines, much, bias, room
         )  # fmt: skip
     _attend_spans(
-        plan, head, position, rows, 0, min(common, stop), queries, acc, states, sums, bias, room
+        plan, head, position, rows, 0, min(common, stop), queries, acc, lines, much, bias, room
     )  # fmt: skip
     t = t0
     while t < t0 + tokens:
@@ -331,12 +361,11 @@ def _attend_block(plans, head, t0, tokens, acc, scratch):
         end, row = min(t0 + tokens, begin + field(plan, TOKENS)), (t - t0) * group
         _attend_spans(
             plan, head, position + t - t0, (end - t) * group, common, position + end - t0,
-            queries + 4 * row * wide, acc + 4 * row * wide, states + 8 * row, sums + 64 * row,
-            bias, room,
+            queries + 4 * row * wide, acc + 4 * row * wide, lines + LINE * row, much, bias, room,
         )  # fmt: skip
         begin += field(plan, TOKENS)
         plans, t = plans + 8, end
-    settle(rows, states, sums)
+    return settle(rows, lines, states)
 
 
 def _attend_item(arguments, item, slot):
@@ -349,7 +378,8 @@ def _attend_item(arguments, item, slot):
     count = min(block, tokens - t0)
     acc = field(plan, PARTIAL) + slot * field(plan, PARTIAL_NBYTES)
     scratch = field(plan, SCRATCH) + slot * field(plan, SCRATCH_NBYTES)
-    _attend_block(arguments + 24, head, t0, count, acc, scratch)
+    if not _attend_block(arguments + 24, head, t0, count, MUCH, acc, scratch):
+        _attend_block(arguments + 24, head, t0, count, ALWAYS, acc, scratch)
     rows = count * (field(plan, HEADS) // kv_heads)
     combine(plan, head, t0, count, acc, padded_rows(rows))
 

@@ -64,7 +64,10 @@ VNNI = _has("avx512f", "avx512bw", "avx512vnni")
 VBMI = _has("avx512f", "avx512bw", "avx512vbmi")
 """Bytes looked up in two registers."""
 
-AMX = _has("avx512f", "avx512bw", "amx-tile", "amx-bf16", "amx-int8") and _tiles_permitted()
+AMX = (
+    _has("avx512f", "avx512bw", "avx512dq", "amx-tile", "amx-bf16", "amx-int8")
+    and _tiles_permitted()
+)
 """Tile registers with products of bfloat16 and of byte matrices."""
 
 BF16 = _has("avx512f", "avx512bw", "avx512bf16")

@@ -122,33 +122,6 @@ def vexp2(x):
     return bitcast(f32x16, bitcast(u32x16, p) + (bitcast(u32x16, shifted) << 23))
 
 
-# the same to 2.8e-6
-_SHORT_POWERS = tuple(
-    np.float32(c) for c in (9.58285e-3, 5.590642e-2, 2.4024099e-1, 6.9312419e-1, 1.0)
-)
-
-
-@inlined
-def relative_to(reference):
-    """What `vexp2_relative` needs of a reference: an integer, less than 2^22."""
-    return splat(f32x16, reference + _LEAST_POWER), splat(f32x16, _ROUNDER - reference)
-
-
-@kernel
-def vexp2_relative(x, least, rounder):
-    """2^(x - reference) of f32x16 x up to reference + 127, otherwise as `vexp2`, to 3e-6: what two
-    bfloat16 hold.  That the reference is an integer saves its subtraction."""
-    x = larger(x, least)
-    shifted = x + rounder
-    r = x - (shifted - rounder)
-    p = splat(f32x16, _SHORT_POWERS[0])
-    p = fma(p, r, splat(f32x16, _SHORT_POWERS[1]))
-    p = fma(p, r, splat(f32x16, _SHORT_POWERS[2]))
-    p = fma(p, r, splat(f32x16, _SHORT_POWERS[3]))
-    p = fma(p, r, splat(f32x16, _SHORT_POWERS[4]))
-    return bitcast(f32x16, bitcast(u32x16, p) + (bitcast(u32x16, shifted) << 23))
-
-
 @kernel
 def vsigmoid(x):
     one = splat(f32x16, np.float32(1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -175,6 +175,31 @@ def test_a_maximum_that_rises_all_the_time(cached: int) -> None:
             check(Growing(name, name, heads=6, cached=cached, tokens=tokens))
             check(Growing(name, name, heads=6, cached=cached, tokens=tokens), sharpness=-1.0)
         check(Growing(name, name, cached=cached, tokens=40, softcap=30.0))
+
+
+@dataclass(frozen=True)
+class Leaping(Attention):
+    """Scores that rise by about `height` every so many tokens."""
+
+    height: float = 0.0
+    every: int = 1
+
+    def inputs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        q, k, v = super().inputs()
+        leaps = (np.arange(len(k)) // self.every * self.height).astype(np.float32)[:, None, None]
+        return np.abs(q) + 1, k * 0.1 + leaps / (1.8 * self.dim**0.5), v * 1000
+
+
+@pytest.mark.parametrize(
+    ("height", "every"), [(4, 100), (12, 100), (30, 100), (50, 150), (80, 450), (200, 450)]
+)
+def test_a_maximum_that_leaps(height: float, every: int) -> None:
+    """Within a page, from page to page, and within pages of several steps."""
+    for name in ("f32", "bf16", "q8_0", "int8nsep:512"):
+        for heads, tokens in ((4, 40), (12, 40), (4, 8)):
+            case = Leaping(name, name, heads, 2, 64, 900, tokens, height=height, every=every)
+            check(case)
+            check(case, sharpness=-1.0)
 
 
 @pytest.mark.parametrize("name", FORMATS)
