@@ -6,9 +6,7 @@ a token is recorded once and then repeated.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -34,7 +32,7 @@ from engine.cpu.team import Team
 from engine.errors import InputError
 from engine.kv.cache import CacheType, LayerCache, SideCache, pack_tail
 from engine.kv.side_cache import encode_small
-from engine.memory import aligned_zeros
+from engine.memory import address, aligned_zeros
 from engine.ops import KeyBias, Ops, not_finite
 from engine.reference import dequantize
 
@@ -49,7 +47,7 @@ class _Recording:
 
     def run(self, team: Team) -> None:
         table = self.program.table()
-        self.run_at(team, table.ctypes.data, len(table))
+        self.run_at(team, address(table), len(table))
 
     def run_at(self, team: Team, table: int, entries: int) -> None:
         team.run_at(table, entries)
@@ -116,18 +114,17 @@ class CpuOps(Ops):
         finally:
             self._recording = _Recording(self._pool)
         table, target = recording.program.table(), recording.program.target(out)
-        address, entries, shape, size = table.ctypes.data, len(table), out.shape, out.size
+        start, entries, shape, size = address(table), len(table), out.shape, out.size
         recording.program.hold(table)
 
         def run() -> np.ndarray:
             self.finish()
             if target is None:
-                recording.run_at(self._team, address, entries)
+                recording.run_at(self._team, start, entries)
                 return out.copy()
-            memory: Any = np.empty(size + LANES, np.float32)  # readable up to whole vectors
-            # `memory.ctypes` takes longer
-            target[0] = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-            recording.run_at(self._team, address, entries)
+            memory = np.empty(size + LANES, np.float32)  # readable up to whole vectors
+            target[0] = address(memory)
+            recording.run_at(self._team, start, entries)
             return memory[:size].reshape(shape)
 
         return run

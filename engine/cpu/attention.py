@@ -68,6 +68,7 @@ from engine.cpu.program import Program
 from engine.cpu.simd import load_f32, store_i64
 from engine.cpu.softmax import clear, softmax_row
 from engine.kv.cache import LayerCache
+from engine.memory import address
 from engine.ops import KeyBias
 
 # Query rows of an item at most: enough to pay for unpacking a page, few enough to stay in L2.
@@ -322,7 +323,7 @@ def attend(
     tokens, heads, dim = q.shape
     kv_heads, out = layer.k.kv_heads, pool.take(q.shape)
     if chunk is None:
-        chunk = Chunk((slice(0, tokens),), (layer.k.table.ctypes.data, layer.v.table.ctypes.data))
+        chunk = Chunk((slice(0, tokens),), (address(layer.k.table), address(layer.v.table)))
     # whole pages of both sides, or at once all that fits: odd lengths have a vast multiple
     sizes, sink = (layer.k.type.page_tokens, layer.v.type.page_tokens), layer.k.type.sink
     span = min(math.lcm(*sizes), max(-(-layer.n_ctx // size) * size for size in sizes))
@@ -355,15 +356,15 @@ def attend(
         pending = layer.count.pending - tokens + cut.stop - sink
         return program.block(
             kv_heads * -(-count // block), heads, kv_heads, dim, count,
-            layer.count.position.ctypes.data, pending, layer.window or 0, span, block, 1, 1,
-            q[cut].ctypes.data, out[cut].ctypes.data, factors.ctypes.data,
-            partial.ctypes.data, partial.strides[0], scratch.ctypes.data, scratch.shape[1],
-            sink, unit, 0, finished.ctypes.data, threads, *sides, *bias_fields(lacking, softcap),
+            address(layer.count.position), pending, layer.window or 0, span, block, 1, 1,
+            address(q[cut]), address(out[cut]), address(factors),
+            address(partial), partial.strides[0], address(scratch), scratch.shape[1],
+            sink, unit, 0, address(finished), threads, *sides, *bias_fields(lacking, softcap),
             biased,
         )  # fmt: skip
 
     plans = [plan(cut) for cut in chunk.cuts]
-    addresses = [cut.ctypes.data for cut in plans]
+    addresses = [address(cut) for cut in plans]
     if tokens == 1:
         program.add(_CUT, 1, *addresses)
         program.append(_ATTEND, plans[0])

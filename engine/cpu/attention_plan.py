@@ -11,6 +11,7 @@ from engine.cpu.kv_verbs import page_verbs, tile_verbs
 from engine.cpu.simd import load_i64
 from engine.kv.cache import SideCache
 from engine.kv.format import KVFormat
+from engine.memory import address
 
 # Shapes, addresses, then the fields of either side and of the bias.
 HEADS, KV_HEADS, DIM, TOKENS, START, PENDING, WINDOW, SPAN, BLOCK, PARTS, UNITS = range(1, 12)
@@ -23,7 +24,7 @@ TABLE, VERB, NBYTES, PARAMETER, RUNS, TILES, EXACT, TILE_PARAMETER = 0, 1, 2, 3,
 
 def _forms(side: SideCache, open_table: int) -> list[tuple[KVFormat, int, int]]:
     """How a side's pages are stored: formats, tokens, the tables of their addresses."""
-    kind, table = side.type, side.table.ctypes.data
+    kind, table = side.type, address(side.table)
     return [
         (kind.format, kind.page_tokens, table),
         (kind.open_format, kind.page_tokens, open_table),
@@ -34,7 +35,7 @@ def _forms(side: SideCache, open_table: int) -> list[tuple[KVFormat, int, int]]:
 
 def side_fields(side: SideCache, open_table: int, tiled: bool) -> tuple[int, ...]:
     """A side's fields, open pages being in a table of their own."""
-    fields = [side.type.page_tokens, side.shrunk.ctypes.data]
+    fields = [side.type.page_tokens, address(side.shrunk)]
     for stored, tokens, pages in _forms(side, open_table):
         verbs = page_verbs(stored, tokens, side.head_dim)
         verb = verbs.score if side.side == "k" else verbs.mix

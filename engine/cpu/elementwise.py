@@ -25,6 +25,7 @@ from engine.cpu.simd import (
     zeros,
 )
 from engine.cpu.vmath import vsigmoid, vtanh
+from engine.memory import address
 
 _VALUES = 1 << 12  # values of one item: some microseconds
 
@@ -80,7 +81,7 @@ def rms_norm(
     program.hold(constant)
     program.add(
         _RMS_NORM, _items(rows, count),
-        x.ctypes.data, out.ctypes.data, weight.ctypes.data, constant.ctypes.data, rows, n, count,
+        address(x), address(out), address(weight), address(constant), rows, n, count,
     )  # fmt: skip
 
 
@@ -161,8 +162,8 @@ def rope_(
     count = max(1, _VALUES // (heads * dim))
     program.add(
         _ROPE, _items(tokens, count),
-        x.ctypes.data, tokens, heads, dim, table.ctypes.data, table.shape[1],
-        position.ctypes.data, adjacent, scratch.ctypes.data, count,
+        address(x), tokens, heads, dim, address(table), table.shape[1],
+        address(position), adjacent, address(scratch), count,
     )  # fmt: skip
 
 
@@ -227,7 +228,7 @@ def each(
     program.hold(value)
     program.add(
         verb, _items(a.size, _VALUES),
-        a.ctypes.data, b.ctypes.data, out.ctypes.data, a.size, value.ctypes.data,
+        address(a), address(b), address(out), a.size, address(value),
     )  # fmt: skip
 
 
@@ -245,4 +246,4 @@ _COPY = Verb(_copy)
 def copy(program: Program, source: np.ndarray, target: np.ndarray) -> None:
     """target = source, float32 arrays of one size."""
     n = source.size
-    program.add(_COPY, _items(n, _VALUES), source.ctypes.data, target.ctypes.data, n)
+    program.add(_COPY, _items(n, _VALUES), address(source), address(target), n)

@@ -24,6 +24,7 @@ from engine.cpu.simd import (
     u32x16,
 )
 from engine.kv.modifiers import hadamard_block
+from engine.memory import address
 
 _VALUES = 1 << 12  # values of one item: some microseconds
 
@@ -115,5 +116,5 @@ def hadamard(program: Program, x: np.ndarray, out: np.ndarray) -> None:
     program.hold(factor)
     program.add(
         _TRANSFORM, -(-rows // count),
-        x.ctypes.data, out.ctypes.data, rows, dim, block, factor.ctypes.data, count,
+        address(x), address(out), rows, dim, block, address(factor), count,
     )  # fmt: skip

@@ -33,6 +33,7 @@ from engine.cpu.simd import (
 )
 from engine.kv.formats import F32
 from engine.kv.modifiers import hadamard_block
+from engine.memory import address
 from engine.ops import KeyBias
 
 STRETCH = 128  # tokens scored from one turn of the queries
@@ -50,7 +51,7 @@ def bias_fields(bias: KeyBias | None, softcap: float) -> tuple[int, ...]:
     pairs = bias.table.shape[1]
     parameters = DECODERS[F32.name].address, 8 * pairs, 2 * pairs
     return (
-        bias.queries.ctypes.data, bias.bias.ctypes.data, bias.table.ctypes.data, pairs,
+        address(bias.queries), address(bias.bias), address(bias.table), pairs,
         bias.layout == "norm", score_verb(pairs % 16 == 0).address, *parameters,
         hadamard_block(bias.bias.shape[1]) if bias.rotated else 1, len(bias.table),
         bias.bias.shape[1] if softcap else _first_slow(bias.table),

@@ -12,6 +12,7 @@ from engine.cpu.memory import Pool
 from engine.cpu.program import Program
 from engine.cpu.simd import load_f32, load_i64, store_f32
 from engine.kv.cache import SideCache
+from engine.memory import address
 
 
 @kernel
@@ -97,11 +98,11 @@ def append(
     kind, dim = side.type, side.head_dim
     # the tokens are all sinks or none is
     stored, size, before = kind.open_format, kind.page_tokens, kind.sink
-    table = side.table.ctypes.data if open_table is None else open_table
+    table = address(side.table) if open_table is None else open_table
     most = kind.limit
     if side.in_sink:
         stored, size, before = kind.sink_format, kind.sink, 0
-        table = side.sink_table.ctypes.data
+        table = address(side.sink_table)
         most = stored.limit
     tokens, heads, _ = x.shape
     padded = -(-dim // stored.block) * stored.block
@@ -110,9 +111,9 @@ def append(
     program.hold(limit, bad, side.table, side.count.position)
     program.add(
         _APPEND, -(-tokens // SHARE),
-        ENCODERS[stored.name].address, x.ctypes.data, tokens, heads, dim, size,
+        ENCODERS[stored.name].address, address(x), tokens, heads, dim, size,
         stored.page_nbytes(size, dim), stored.row_nbytes(dim),
-        table, side.count.position.ctypes.data, side.count.pending, padded,
-        scratch.ctypes.data, limit.ctypes.data, bad.ctypes.data, number * NEXT, before,
+        table, address(side.count.position), side.count.pending, padded,
+        address(scratch), address(limit), address(bad), number * NEXT, before,
         HQQ_ROWS.get(stored.name, _ENCODE_ROWS).address,
     )  # fmt: skip

@@ -22,6 +22,7 @@ from engine.cpu.simd import (
 )
 from engine.kv.cache import LayerCache
 from engine.kv.queries import LARGEST
+from engine.memory import address
 
 SHARE = 16  # tokens of an item
 
@@ -75,7 +76,7 @@ def note_queries(
     program.hold(side.count.position)
     program.add(
         _NOTE, -(-tokens // SHARE),
-        q.ctypes.data, tokens, heads, side.kv_heads, dim, side.count.position.ctypes.data,
+        address(q), tokens, heads, side.kv_heads, dim, address(side.count.position),
         side.count.pending - side.type.sink, side.type.page_tokens, len(pages),
         addresses(program, pages),
     )  # fmt: skip

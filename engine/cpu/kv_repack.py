@@ -18,7 +18,7 @@ from engine.kv.formats.channels import ChannelFormat
 from engine.kv.formats.floats import F32
 from engine.kv.formats.kivi import KiviFormat
 from engine.kv.formats.waterfill import WaterFilledFormat
-from engine.memory import aligned_zeros
+from engine.memory import address, aligned_zeros
 
 
 def _unpack_item(arguments, item, slot):
@@ -92,9 +92,9 @@ class Repacking:
         program.hold(rows, scratch)
         program.add(
             _UNPACK_ITEM, heads, verb.address,
-            self._page.ctypes.data, self._page.strides[0],
-            scratch.ctypes.data, scratch.strides[0], rows.ctypes.data, rows.strides[0],
-            *((0, 0) if power is None else (power.ctypes.data, power.strides[0])),
+            address(self._page), self._page.strides[0],
+            address(scratch), scratch.strides[0], address(rows), rows.strides[0],
+            *((0, 0) if power is None else (address(power), power.strides[0])),
             tokens, dim, int(side.side == "v"), *format_variant(stored, tokens, side.side),
             stored.codes_nbytes(tokens, dim),
         )  # fmt: skip

@@ -24,6 +24,7 @@ from engine.kv.format import KVFormat, Side, TokenFormat
 from engine.kv.formats.channels import ChannelFormat
 from engine.kv.formats.kivi import KiviFormat
 from engine.kv.formats.waterfill import WaterFilledFormat, group_channels
+from engine.memory import address
 
 
 def _seal_item(arguments, item, slot):
@@ -131,4 +132,4 @@ def pack_pages(
 
 def place(program: Program, page: np.ndarray, table: np.ndarray, index: int) -> None:
     """table[index] = the page's address, once what comes before has run."""
-    program.add(_PLACE, 1, table[index:].ctypes.data, page.ctypes.data)
+    program.add(_PLACE, 1, address(table[index:]), address(page))

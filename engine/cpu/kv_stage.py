@@ -16,6 +16,7 @@ from engine.cpu import elementwise
 from engine.cpu.memory import Pool
 from engine.cpu.program import Program
 from engine.kv.cache import SideCache
+from engine.memory import address
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Stage:
         self.pages: list[np.ndarray] = []
         self.queries: list[np.ndarray] = []
         self.full = len(side.ends(tokens))
-        self.table = side.table.ctypes.data
+        self.table = address(side.table)
         kind, paged = side.type, side.paged + tokens
         if kind.tail is None:
             side.open_pages(tokens)
@@ -53,9 +54,9 @@ class Stage:
             for i in range(min(kept - first, len(held))):
                 filled = (first + i) * kind.page_tokens < side.paged
                 held[i] = _staged(program, pool, held[i], filled)
-        addresses = np.array([page.ctypes.data for page in self.pages], np.int64)
-        program.hold(addresses)
-        self.table = addresses.ctypes.data - 8 * first
+        places = np.array([address(page) for page in self.pages], np.int64)
+        program.hold(places)
+        self.table = address(places) - 8 * first
 
     def rows_by_page(self, first: int) -> list[np.ndarray]:
         """`queries`, so that page i's are those of i modulo their number, `first` being the first

@@ -20,13 +20,14 @@ from engine.cpu.simd import (
     u32x16,
     zeros,
 )
+from engine.memory import address
 
 
 def addresses(program: Program, arrays: Sequence[np.ndarray]) -> int:
     """Where the addresses of the arrays, int64 each, stand while the program lives."""
-    found = np.array([array.ctypes.data for array in arrays], np.int64)
+    found = np.array([address(array) for array in arrays], np.int64)
     program.hold(found, *arrays)
-    return found.ctypes.data
+    return address(found)
 
 
 def tail_fields(
@@ -39,7 +40,7 @@ def tail_fields(
     a row of `scratch` for each thread; items are the heads of the first page, then of the next."""
     return (
         addresses(program, tails), tails[0].strides[0], addresses(program, pages),
-        pages[0].strides[0], scratch.ctypes.data, scratch.strides[0], len(tails[0]),
+        pages[0].strides[0], address(scratch), scratch.strides[0], len(tails[0]),
     )  # fmt: skip
 
 

@@ -49,6 +49,7 @@ from engine.kv.formats.channels import ChannelFormat, padded_dim
 from engine.kv.formats.floats import BF16
 from engine.kv.formats.kivi import KiviFormat
 from engine.kv.formats.waterfill import WaterFilledFormat
+from engine.memory import address
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def _token_verbs(
     )  # fmt: skip
     score = kv_blocks.score_verb(codes.ranged, codes.whole)
     mix = kv_block_mix.mix_verb(kind) or kv_blocks.mix_verb(codes.ranged, codes.whole)
-    return score, mix, (fields.ctypes.data, 0, 0)
+    return score, mix, (address(fields), 0, 0)
 
 
 @lru_cache(maxsize=64)

@@ -26,6 +26,7 @@ from engine.cpu.simd import (
     zeros,
 )
 from engine.cpu.vmath import vexp
+from engine.memory import address
 
 _STRETCH = 1024  # logits
 
@@ -102,7 +103,7 @@ def log_masses(program: Program, pool: Pool, logits: np.ndarray) -> np.ndarray:
     """float64 [T]: ln sum exp of the rows of logits float32 [T, n_vocab]."""
     rows, n = logits.shape
     out = pool.take((rows,), np.float64)
-    program.add(_MASS, rows, logits.ctypes.data, n, out.ctypes.data)
+    program.add(_MASS, rows, address(logits), n, address(out))
     return out
 
 
@@ -111,6 +112,6 @@ def divergences(program: Program, pool: Pool, base: np.ndarray, logits: np.ndarr
     rows, n = logits.shape
     out = pool.take((rows, 3), np.float64)
     program.add(
-        _DIVERGENCE, rows, base.ctypes.data, logits.ctypes.data, n, out.ctypes.data
+        _DIVERGENCE, rows, address(base), address(logits), n, address(out)
     )  # fmt: skip
     return out

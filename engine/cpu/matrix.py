@@ -53,6 +53,7 @@ from engine.cpu.simd import (
     zeros,
 )
 from engine.cpu.team import Team
+from engine.memory import address
 from engine.reference import dequantize
 
 FEW = 4  # tokens up to which streaming the rows is the faster way
@@ -331,13 +332,13 @@ class Products:
             pairs = max(1, min(share, ITEM_NBYTES // (2 * nbytes)))
             group_verb = w.verbs.dot if few else w.verbs.pairs if tiles else w.verbs.floats
             records += (
-                items, group_verb.address, w.data.ctypes.data, nbytes, w.rows, pairs,
-                y.ctypes.data, 0 if bias is None else bias.ctypes.data,
+                items, group_verb.address, address(w.data), nbytes, w.rows, pairs,
+                address(y), 0 if bias is None else address(bias),
             )  # fmt: skip
             items += self._rounds(len(w.data), pairs) if few else -(-len(w.data) // 2)
         arguments = program.add(
-            verb, items, len(parts), prepared.ctypes.data, stride, tokens, sets,
-            memory.ctypes.data, scratch, self.team.threads, *records,
+            verb, items, len(parts), address(prepared), stride, tokens, sets,
+            address(memory), scratch, self.team.threads, *records,
             ahead=_AHEAD if few else None,
         )  # fmt: skip
         if len(parts) == 1:
@@ -376,6 +377,6 @@ class Products:
         out = self.pool.take(shape, np.uint8)
         program.add(
             form, -(-tokens // SHARE),
-            x.ctypes.data, x.strides[0], out.ctypes.data, stride, tokens, columns,
+            address(x), x.strides[0], address(out), stride, tokens, columns,
         )  # fmt: skip
         return out

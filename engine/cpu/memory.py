@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.memory import LINE, aligned_zeros, huge_zeros
+from engine.memory import LINE, address, aligned_zeros, huge_zeros
 
 _CHUNK, _POOL_CHUNK = 1 << 28, 1 << 22  # bytes of an arena's mapping, of a pool's
 _LARGE = 1 << 14  # bytes of a block that huge pages are worth
@@ -42,7 +42,7 @@ class _Block:
     def __init__(self, pool: Pool, memory: np.ndarray, nbytes: int) -> None:
         self._pool, self._memory = pool, memory
         self.__array_interface__ = {
-            "data": (memory.ctypes.data, False),
+            "data": (address(memory), False),
             "shape": (nbytes,),
             "typestr": "|u1",
             "version": 3,
@@ -98,7 +98,7 @@ def file_pages(data: np.ndarray, part: np.ndarray) -> tuple[int, int]:
         base = getattr(base, "base", None) if not isinstance(base, memoryview) else base.obj
     if base is None or not hasattr(mmap, "MADV_DONTNEED"):
         return 0, 0
-    start, end = part.ctypes.data, part.ctypes.data + part.nbytes
-    first = max(start // _AROUND * _AROUND, data.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE)
-    last = min(-(-end // _AROUND) * _AROUND, data.ctypes.data + data.nbytes)
+    start, end = address(part), address(part) + part.nbytes
+    first = max(start // _AROUND * _AROUND, address(data) // mmap.PAGESIZE * mmap.PAGESIZE)
+    last = min(-(-end // _AROUND) * _AROUND, address(data) + data.nbytes)
     return first, last - first

@@ -21,6 +21,7 @@ from engine.cpu.program import Program
 from engine.cpu.simd import load_i32
 from engine.cpu.split import SPLITTERS
 from engine.cpu.team import Team
+from engine.memory import address
 
 _LONGEST = 256  # columns of the largest block: the codes of 16 lanes wait in 4 KB
 _PART = 1 << 19  # bytes of a file that are an item
@@ -110,7 +111,7 @@ class Packing:
         for first in range(0, groups, step):
             pages = file_pages(source, source[first * LANES : (first + step) * LANES])
             count = min(step, groups - first)
-            self._records.append((of_matrix.ctypes.data, first, count, *pages))
+            self._records.append((address(of_matrix), first, count, *pages))
         self._waiting += source.nbytes
         if self._waiting > _MOST_WAITING:
             self.finish()
@@ -122,7 +123,7 @@ class Packing:
         if not self._records:
             return
         records, program = np.array(self._records, np.int64), Program()
-        program.add(_PACK_PART, len(records), records.ctypes.data)
+        program.add(_PACK_PART, len(records), address(records))
         self._team.run(program.table())
         self._records, self._keep, self._waiting = [], [], 0
 
@@ -138,7 +139,7 @@ def pack_rows(
         pool.take((threads, _SCRATCH_SIZE), np.uint8),
     )
     fields = _fields(tensor, tensor.data, packed, scratch)
-    program.add(_PACK_ROW, len(ids), *fields, ids.ctypes.data)
+    program.add(_PACK_ROW, len(ids), *fields, address(ids))
     return packed
 
 
@@ -148,8 +149,8 @@ def _fields(
     """The fields of an entry for the rows `source` of a matrix."""
     layout = LAYOUTS[tensor.type]
     return (
-        SPLITTERS[tensor.type].address, source.ctypes.data, source.shape[1], len(source),
-        tensor.shape[1], packed.ctypes.data, packed.shape[1], scratch.ctypes.data, scratch.shape[1],
+        SPLITTERS[tensor.type].address, address(source), source.shape[1], len(source),
+        tensor.shape[1], address(packed), packed.shape[1], address(scratch), scratch.shape[1],
         layout.bits, layout.block, layout.block_nbytes, layout.unit_nbytes,
         *accumulate(layout.parts[:-1]), 1 if layout.super else 2,
     )  # fmt: skip

@@ -11,7 +11,7 @@ import numpy as np
 
 from engine.cpu.jit import Verb, call, field
 from engine.cpu.team import MOST_ITEMS, WORDS
-from engine.memory import aligned_zeros
+from engine.memory import address, aligned_zeros
 
 _CHUNK = 1 << 12  # words of argument blocks that lie together
 
@@ -67,7 +67,7 @@ class Program:
         return arguments
 
     def append(self, verb: Verb, arguments: np.ndarray, ahead: Verb | None = None) -> None:
-        self._words += (verb.address, arguments.ctypes.data, ahead.address if ahead else 0)
+        self._words += (verb.address, address(arguments), ahead.address if ahead else 0)
         self._written = self._target = None
 
     @contextmanager

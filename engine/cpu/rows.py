@@ -15,6 +15,7 @@ from engine.cpu.memory import Pool
 from engine.cpu.packing import pack_rows
 from engine.cpu.program import Program
 from engine.cpu.simd import load_f32, load_i32, store_f32
+from engine.memory import address
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def rows(
     out, sets = pool.take((len(ids), columns)), -(-columns // SET)
     memory = pool.take((threads, 2048 * sets), np.uint8)
     program.add(
-        _LOOKUP, len(ids), ids.ctypes.data, verb.address, data.ctypes.data, data.shape[1], sets,
-        columns, out.ctypes.data, memory.ctypes.data, 2048 * sets,
+        _LOOKUP, len(ids), address(ids), verb.address, address(data), data.shape[1], sets,
+        columns, address(out), address(memory), 2048 * sets,
     )  # fmt: skip
     return out

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from engine.memory import LINE, huge_zeros
+from engine.memory import LINE, address, huge_zeros
 
 _BLOCK = 1 << 22  # bytes that the system gives, and gets back, together
 
@@ -25,7 +25,7 @@ class _Block:
         self.stride = -(-nbytes // LINE) * LINE
         pages = max(1, _BLOCK // max(LINE, self.stride))
         self._memory = huge_zeros(pages * self.stride)
-        self.address = self._memory.ctypes.data
+        self.address = address(self._memory)
         self.free = list(range(pages))[::-1]
 
 

@@ -19,6 +19,7 @@ from engine.kv.cache_type import CacheType
 from engine.kv.format import KVFormat, Side
 from engine.kv.queries import QueryPower
 from engine.kv.tail import Tail, aligned
+from engine.memory import address
 
 
 class Count:
@@ -57,7 +58,7 @@ def pack_tail(side: SideCache, page: np.ndarray) -> None:
     A backend may have something to the same effect.
     """
     encode_tail(side.type, side.tail, side.side, side.head_dim, page, side.tail_queries)
-    side.table[len(side.pages)] = page.ctypes.data
+    side.table[len(side.pages)] = address(page)
 
 
 def encode_small(side: SideCache, page: np.ndarray, small: np.ndarray) -> None:
@@ -174,13 +175,13 @@ class SideCache:
     def open_tail(self, first: int, paged: int) -> None:
         """Let the tail have the pages from `first` on that `paged` tokens take."""
         for index in range(first, -(-paged // self.type.page_tokens)):
-            self.table[index] = self._tail.open(index).ctypes.data
+            self.table[index] = address(self._tail.open(index))
 
     def _open_sinks(self) -> None:
         if self._sink is None:
             nbytes = self.type.sink_format.page_nbytes(self.type.sink, self.head_dim)
             self._sink = aligned((self.kv_heads, nbytes))
-            self.sink_table[0] = self._sink.ctypes.data
+            self.sink_table[0] = address(self._sink)
 
     def next_change(self) -> int:
         """The least number of tokens, none that are held left out, with which a page begins, is to
@@ -209,7 +210,7 @@ class SideCache:
         return self._sink is None and self.type.sink > 0 and self.n > 0
 
     def _place(self, page: np.ndarray) -> None:
-        self.table[len(self.pages)] = page.ctypes.data
+        self.table[len(self.pages)] = address(page)
         self.pages.append(page)
 
     @property
@@ -276,10 +277,10 @@ class SideCache:
         assert page is not None and small is not None
         new = aligned((self.kv_heads, small.page_nbytes(self.type.page_tokens, self.head_dim)))
         repack(self, page, new)
-        address, shrunk = new.ctypes.data, index + 1
+        place, shrunk = address(new), index + 1
         # plain stores, between which no interruption falls
         self.pages[index] = new
-        self.table[index] = address
+        self.table[index] = place
         self.shrunk[0] = shrunk
 
     def page_start(self, token: int) -> int:
