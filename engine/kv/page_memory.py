@@ -58,8 +58,9 @@ class PageMemory:
         )
         self._number, self._lock = count(), Lock()
 
-    def take(self, shape: tuple[int, int]) -> np.ndarray:
-        """uint8 zeros that start on a cache line."""
+    def take(self, shape: tuple[int, int], zeroed: bool = True) -> np.ndarray:
+        """uint8 that start on a cache line: zeros, or for one that writes every byte before
+        anybody reads, what was there."""
         nbytes = math.prod(shape)
         with self._lock:
             blocks = self._blocks[nbytes]
@@ -67,5 +68,6 @@ class PageMemory:
             if block is None:
                 blocks[next(self._number)] = block = _Block(nbytes)
             page = np.asarray(_Place(block, block.free.pop(), nbytes)).reshape(shape)
-        page[:] = 0  # of the page that was here before
+        if zeroed:
+            page[:] = 0  # of the page that was here before
         return page

@@ -157,7 +157,8 @@ class SideCache:
         return range(0) if first is None else range(first, tokens, self.type.page_tokens)
 
     def open_pages(self, tokens: int) -> None:
-        """Make the pages, uint8 [kv_heads, bytes] in `open_format`, that take the next tokens.
+        """Make the pages, uint8 [kv_heads, bytes] in `open_format`, that take the next tokens,
+        which fill all of them but the last: all these tokens are to be written or none counted.
 
         All of them are sinks, which have a page in `sink_format`, or none is.
         """
@@ -169,8 +170,11 @@ class SideCache:
             self.open_tail(self.paged // kind.page_tokens, self.paged + tokens)
             return
         nbytes = kind.open_format.page_nbytes(kind.page_tokens, self.head_dim)
-        while len(self.pages) * kind.page_tokens < self.paged + tokens:
-            self._place(aligned((self.kv_heads, nbytes)))
+        left = self.paged + tokens - len(self.pages) * kind.page_tokens
+        while left > 0:
+            # whole vectors are read, behind the last token of an open page too
+            self._place(aligned((self.kv_heads, nbytes), zeroed=left < kind.page_tokens))
+            left -= kind.page_tokens
 
     def open_tail(self, first: int, paged: int) -> None:
         """Let the tail have the pages from `first` on that `paged` tokens take."""
@@ -251,7 +255,7 @@ class SideCache:
 
     def _new_page(self) -> np.ndarray:
         nbytes = self.type.format.page_nbytes(self.type.page_tokens, self.head_dim)
-        return aligned((self.kv_heads, nbytes))
+        return aligned((self.kv_heads, nbytes), zeroed=False)
 
     def new_pages(self, count: int) -> list[np.ndarray]:
         """Make the pages that the oldest `count` pages of the tail are to be packed into."""

@@ -12,9 +12,10 @@ from engine.kv.queries import QueryPower
 _MEMORY = PageMemory()
 
 
-def aligned(shape: tuple[int, int]) -> np.ndarray:
-    """Zeroed uint8 memory that starts on a cache line."""
-    return _MEMORY.take(shape)
+def aligned(shape: tuple[int, int], zeroed: bool = True) -> np.ndarray:
+    """uint8 memory that starts on a cache line, all of which is written before it is read if it
+    is not `zeroed`."""
+    return _MEMORY.take(shape, zeroed)
 
 
 class Tail:

@@ -99,8 +99,8 @@ def allocated(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     def freed(nbytes: int) -> None:
         held[0] -= nbytes
 
-    def counted(shape: tuple[int, int]) -> np.ndarray:
-        page = make(shape)
+    def counted(shape: tuple[int, int], zeroed: bool = True) -> np.ndarray:
+        page = make(shape, zeroed)
         held[0] += page.nbytes
         held[1] = max(held)
         weakref.finalize(page.base, freed, page.nbytes)
