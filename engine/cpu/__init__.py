@@ -20,7 +20,8 @@ from engine.cpu.kv_encode import ENCODERS
 from engine.cpu.kv_queries import note_queries
 from engine.cpu.kv_repack import Repacking, repackable
 from engine.cpu.kv_seal import pack_pages, packable, place
-from engine.cpu.kv_stage import Chunk, Stage
+from engine.cpu.kv_stage import Chunk, Stage, new_places
+from engine.cpu.kv_tail import places
 from engine.cpu.kv_verbs import supported
 from engine.cpu.layouts import LANES, LAYOUTS
 from engine.cpu.matrix import Matrix, Products, matrix
@@ -123,7 +124,7 @@ class CpuOps(Ops):
                 recording.run_at(self._team, start, entries)
                 return out.copy()
             memory = np.empty(size + LANES, np.float32)  # readable up to whole vectors
-            target[0] = address(memory)
+            target.value = address(memory)
             recording.run_at(self._team, start, entries)
             return memory[:size].reshape(shape)
 
@@ -325,10 +326,11 @@ class CpuOps(Ops):
         with recording.program.at_once():
             scratch = []
             for side, stage in zip(sides, stages, strict=True):
-                if full := stage.full:
-                    pages, tails, queries = side.new_pages(full), stage.pages, stage.queries
-                    packed = *where, self.threads, side, tails[:full], pages, queries[:full]
-                    scratch.append(pack_pages(*packed))
+                if stage.full:
+                    pages = new_places(recording.program, side, stage.full)
+                    queries = stage.queries[: stage.full]
+                    packed = side, stage.tails, pages, queries
+                    scratch.append(pack_pages(*where, self.threads, *packed))
         chunk = Chunk(cuts, (stages[0].table, stages[1].table))
         return self._attend(q, layer, scale, softcap, bias, chunk)
 
@@ -344,8 +346,9 @@ class CpuOps(Ops):
             return
         recording.program.hold(side.table)
         oldest = range(len(side.pages), len(side.pages) + 1)
+        tail, packed = (places(recording.program, [held]) for held in (side.tail, page))
         where = recording.program, recording.pool, self.threads
-        pack_pages(*where, side, [side.tail], [page], side.query_rows(oldest))
+        pack_pages(*where, side, tail, packed, side.query_rows(oldest))
         place(recording.program, page, side.table, len(side.pages))
 
     def _repack(self, side: SideCache, page: np.ndarray, small: np.ndarray) -> None:

@@ -12,7 +12,6 @@ tokens are -sink..0, and the cuts are those of a cache without sinks.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 
@@ -28,12 +27,15 @@ from engine.cpu.attention_plan import (
     HEADS,
     KV_HEADS,
     NBYTES,
+    OUT,
     PACKED,
     PAGE,
     PARAMETER,
     PARTIAL,
     PARTIAL_NBYTES,
     PARTS,
+    PENDING,
+    QUERIES,
     RUNS,
     SCRATCH,
     SCRATCH_NBYTES,
@@ -331,7 +333,7 @@ def attend(
     most = tokens if tiled else max(cut.stop - cut.start for cut in chunk.cuts)
     block = _block_tokens(most, heads, kv_heads, threads)
     unit, span = span, max(span, PART * 3 // 2 // span * span) if tokens == 1 else span
-    rows, wide = block * heads // kv_heads, -(-dim // 32) * 32
+    rows, wide, row = block * heads // kv_heads, -(-dim // 32) * 32, q.strides[0]
     padded = rows_with_room(rows) if tiled else rows
     parts = 3 + layer.n_ctx // max(unit, PART // unit * unit)
     partial = pool.take((kv_heads * parts if tokens == 1 else threads, padded * (wide + 2)))
@@ -350,27 +352,31 @@ def attend(
         *side_fields(layer.v, chunk.tables[1], tiled),
     )
 
-    def plan(cut: slice) -> np.ndarray:
-        count = cut.stop - cut.start
-        lacking = None if bias is None else replace(bias, queries=bias.queries[cut])
-        pending = layer.count.pending - tokens + cut.stop - sink
-        return program.block(
-            kv_heads * -(-count // block), heads, kv_heads, dim, count,
-            address(layer.count.position), pending, layer.window or 0, span, block, 1, 1,
-            address(q[cut]), address(out[cut]), address(factors),
-            address(partial), partial.strides[0], address(scratch), scratch.shape[1],
-            sink, unit, 0, address(finished), threads, *sides, *bias_fields(lacking, softcap),
-            biased,
-        )  # fmt: skip
+    fields = [
+        0, heads, kv_heads, dim, 0, address(layer.count.position), 0, layer.window or 0, span,
+        block, 1, 1, 0, 0, address(factors), address(partial), partial.strides[0],
+        address(scratch), scratch.shape[1], sink, unit, 0, address(finished), threads,
+        *sides, *bias_fields(bias, softcap), biased,
+    ]  # fmt: skip
+
+    def items(cut: slice) -> int:
+        return kv_heads * -(-(cut.stop - cut.start) // block)
+
+    def plan(cut: slice) -> int:
+        fields[0], fields[TOKENS] = items(cut), cut.stop - cut.start
+        fields[PENDING] = layer.count.pending - tokens + cut.stop - sink
+        fields[QUERIES] = address(q) + cut.start * row
+        fields[OUT] = address(out) + cut.start * row
+        if bias is not None:
+            fields[BIAS] = address(bias.queries) + cut.start * bias.queries.strides[0]
+        return program.block(*fields)
 
     plans = [plan(cut) for cut in chunk.cuts]
-    addresses = [address(cut) for cut in plans]
     if tokens == 1:
-        program.add(_CUT, 1, *addresses)
+        program.add(_CUT, 1, *plans)
         program.append(_ATTEND, plans[0])
     elif tiled:
-        items = kv_heads * -(-tokens // block)
-        program.add(ATTEND_TILES, items, tokens, block, *addresses)
+        program.add(ATTEND_TILES, items(slice(0, tokens)), tokens, block, *plans)
     else:
-        program.add(_ATTEND_ROWS, sum(int(cut[0]) for cut in plans), *reversed(addresses))
+        program.add(_ATTEND_ROWS, sum(map(items, chunk.cuts)), *reversed(plans))
     return out

@@ -6,11 +6,13 @@ serves every token.  PENDING has the sinks taken off.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from engine.cpu.jit import field, inlined
 from engine.cpu.kv_verbs import page_verbs, tile_verbs
 from engine.cpu.simd import load_i64
-from engine.kv.cache import SideCache
-from engine.kv.format import KVFormat
+from engine.kv.cache import CacheType, SideCache
+from engine.kv.format import KVFormat, Side
 from engine.memory import address
 
 # Shapes, addresses, then the fields of either side and of the bias.
@@ -22,31 +24,40 @@ PAGE, SHRUNK, PACKED, OPEN, SINKS, SMALL, RECENT = 0, 1, 2, 14, 26, 38, 50
 TABLE, VERB, NBYTES, PARAMETER, RUNS, TILES, EXACT, TILE_PARAMETER = 0, 1, 2, 3, 6, 7, 8, 9
 
 
-def _forms(side: SideCache, open_table: int) -> list[tuple[KVFormat, int, int]]:
-    """How a side's pages are stored: formats, tokens, the tables of their addresses."""
-    kind, table = side.type, address(side.table)
+def _form(stored: KVFormat, tokens: int, head_dim: int, side: Side, tiled: bool) -> tuple[int, ...]:
+    """The fields of a form of pages behind its table."""
+    verbs = page_verbs(stored, tokens, head_dim)
+    verb = verbs.score if side == "k" else verbs.mix
+    fields = verb, verbs.head_nbytes, *verbs.parameters, verbs.runs
+    if not tiled:
+        return (*fields, *[0] * 5)
+    tiles = tile_verbs(stored, tokens, head_dim)
+    verb = tiles.keys if side == "k" else tiles.values
+    return (*fields, verb, tiles.exact, *tiles.parameters)
+
+
+@lru_cache(maxsize=64)
+def _forms(kind: CacheType, head_dim: int, side: Side, tiled: bool) -> list[tuple[int, ...]]:
+    """The same of all forms: every layer of a model asks, and every chunk."""
     return [
-        (kind.format, kind.page_tokens, table),
-        (kind.open_format, kind.page_tokens, open_table),
-        (kind.sink_format if kind.sink else kind.open_format, kind.sink, table),
-        (kind.small or kind.format, kind.page_tokens, table),
+        _form(stored, tokens, head_dim, side, tiled)
+        for stored, tokens in (
+            (kind.format, kind.page_tokens),
+            (kind.open_format, kind.page_tokens),
+            (kind.sink_format if kind.sink else kind.open_format, kind.sink),
+            (kind.small or kind.format, kind.page_tokens),
+        )
     ]
 
 
 def side_fields(side: SideCache, open_table: int, tiled: bool) -> tuple[int, ...]:
     """A side's fields, open pages being in a table of their own."""
-    fields = [side.type.page_tokens, address(side.shrunk)]
-    for stored, tokens, pages in _forms(side, open_table):
-        verbs = page_verbs(stored, tokens, side.head_dim)
-        verb = verbs.score if side.side == "k" else verbs.mix
-        fields += [pages, verb, verbs.head_nbytes, *verbs.parameters, verbs.runs]
-        if tiled:
-            tiles = tile_verbs(stored, tokens, side.head_dim)
-            verb = tiles.keys if side.side == "k" else tiles.values
-            fields += [verb, tiles.exact, *tiles.parameters]
-        else:
-            fields += [0] * 5
-    return (*fields, side.type.recent)
+    kind, table = side.type, address(side.table)
+    packed, opened, sinks, small = _forms(kind, side.head_dim, side.side, tiled)
+    return (
+        kind.page_tokens, address(side.shrunk), table, *packed, open_table, *opened,
+        table, *sinks, table, *small, kind.recent,
+    )  # fmt: skip
 
 
 @inlined

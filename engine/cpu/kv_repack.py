@@ -9,6 +9,7 @@ from engine.cpu import kv_unpack
 from engine.cpu.jit import Verb, call, field
 from engine.cpu.kv_seal import format_variant, has_verb, packable, seal_pages
 from engine.cpu.kv_seal_tokens import seal_tokens
+from engine.cpu.kv_tail import places
 from engine.cpu.memory import Pool
 from engine.cpu.program import Program
 from engine.cpu.team import Team
@@ -67,12 +68,13 @@ class Repacking:
         if not isinstance(kind.format, TokenFormat):
             rows, power = self._unpack(program, pool, threads, side)
         tail, where = _as_tail(kind), (program, pool, threads)
+        held, small = places(program, [rows]), places(program, [self._small])
         if has_verb(tail):
             # the same row of weights for every token
             queries = [] if power is None else [np.broadcast_to(power, (tokens, heads, dim))]
-            seal_pages(*where, tail, [rows], side.side, dim, [self._small], queries)
+            seal_pages(*where, tail, held, side.side, dim, small, queries)
         else:
-            seal_tokens(*where, tail, [rows], dim, [self._small])
+            seal_tokens(*where, tail, held, dim, small)
         # the pool takes nothing back while it lives
         self._keep, self._table = (program, pool), program.table()
 

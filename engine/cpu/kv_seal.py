@@ -15,7 +15,7 @@ from engine.cpu.kv_decode import DECODERS
 from engine.cpu.kv_ranges import MINIMA, NORMS
 from engine.cpu.kv_seal_channels import RESTORED
 from engine.cpu.kv_seal_tokens import seal_tokens
-from engine.cpu.kv_tail import addresses, tail_fields, tail_item
+from engine.cpu.kv_tail import Places, addresses, tail_fields, tail_item
 from engine.cpu.memory import Pool
 from engine.cpu.program import Program
 from engine.cpu.simd import store_i64
@@ -88,13 +88,13 @@ def seal_pages(
     pool: Pool,
     threads: int,
     kind: CacheType,
-    tails: Sequence[np.ndarray],
+    tails: Places,
     side: Side,
     head_dim: int,
-    pages: Sequence[np.ndarray],
+    pages: Places,
     queries: Sequence[np.ndarray] = (),
 ) -> np.ndarray:
-    """Pack full pages of the tail uint8 [kv_heads, bytes] into `pages` uint8 [kv_heads, bytes].
+    """Pack full pages of the tail into `pages`.
 
     Returns the memory that it needs meanwhile, which entries `at_once` with it are not to share.
     For types that `has_verb` knows; equal to `engine.kv.side_cache.encode_tail`, `queries` being
@@ -109,8 +109,8 @@ def seal_pages(
         rows = addresses(program, queries)
         arguments += (rows, queries[0].strides[0]) if queries else (0, 0)
     scratch = pool.take((threads, size(kind.page_tokens, head_dim, arguments[7])), np.uint8)
-    items = len(tails) * len(tails[0])
-    program.add(item, items, *tail_fields(program, tails, pages, scratch), *arguments)
+    items = tails.number * tails.heads
+    program.add(item, items, *tail_fields(tails, pages, scratch), *arguments)
     return scratch
 
 
@@ -119,8 +119,8 @@ def pack_pages(
     pool: Pool,
     threads: int,
     side: SideCache,
-    tails: Sequence[np.ndarray],
-    pages: Sequence[np.ndarray],
+    tails: Places,
+    pages: Places,
     queries: Sequence[np.ndarray] = (),
 ) -> np.ndarray:
     """Pack full pages of the side's tail; see `seal_pages`.  For types that `packable` knows."""
@@ -132,4 +132,4 @@ def pack_pages(
 
 def place(program: Program, page: np.ndarray, table: np.ndarray, index: int) -> None:
     """table[index] = the page's address, once what comes before has run."""
-    program.add(_PLACE, 1, address(table[index:]), address(page))
+    program.add(_PLACE, 1, address(table) + 8 * index, address(page))

@@ -3,14 +3,12 @@ another, byte for byte as the formats' own NumPy does it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from engine.cpu.jit import Verb, call, field
 from engine.cpu.kv_decode import DECODERS
 from engine.cpu.kv_encode import ENCODERS
-from engine.cpu.kv_tail import tail_fields, tail_item
+from engine.cpu.kv_tail import Places, tail_fields, tail_item
 from engine.cpu.memory import Pool
 from engine.cpu.program import Program
 from engine.cpu.simd import store_f32
@@ -38,11 +36,11 @@ def seal_tokens(
     pool: Pool,
     threads: int,
     kind: CacheType,
-    tails: Sequence[np.ndarray],
+    tails: Places,
     head_dim: int,
-    pages: Sequence[np.ndarray],
+    pages: Places,
 ) -> np.ndarray:
-    """Pack full pages of the tail uint8 [kv_heads, bytes] into `pages` uint8 [kv_heads, bytes].
+    """Pack full pages of the tail into `pages`.
 
     Returns the memory that it needs meanwhile.
     """
@@ -51,8 +49,8 @@ def seal_tokens(
     old_values, new_values = old.channels(head_dim), new.channels(head_dim)
     scratch = pool.take((threads, -(-max(old_values, new_values) // 16) * 16))
     program.add(
-        _SEAL_ITEM, len(tails) * len(tails[0]),
-        *tail_fields(program, tails, pages, scratch), kind.page_tokens, head_dim,
+        _SEAL_ITEM, tails.number * tails.heads,
+        *tail_fields(tails, pages, scratch), kind.page_tokens, head_dim,
         DECODERS[old.name].address, old.row_nbytes(head_dim), old_values,
         ENCODERS[new.name].address, new.row_nbytes(head_dim), new_values,
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,17 +31,27 @@ def addresses(program: Program, arrays: Sequence[np.ndarray]) -> int:
     return address(found)
 
 
-def tail_fields(
-    program: Program,
-    tails: Sequence[np.ndarray],
-    pages: Sequence[np.ndarray],
-    scratch: np.ndarray,
-) -> tuple[int, ...]:
-    """Fields 1 to 7 of an entry that packs `tails` into `pages`, uint8 [kv_heads, bytes] each, with
-    a row of `scratch` for each thread; items are the heads of the first page, then of the next."""
+class Places(NamedTuple):
+    """Where a `number` of pages uint8 [heads, bytes] are: the address of their addresses, int64
+    each, which stay there while a program lives, and the bytes from one head to the next."""
+
+    table: int
+    number: int
+    heads: int
+    stride: int
+
+
+def places(program: Program, pages: Sequence[np.ndarray]) -> Places:
+    """Where these pages are, one at least, listed for the program."""
+    return Places(addresses(program, pages), len(pages), len(pages[0]), pages[0].strides[0])
+
+
+def tail_fields(tails: Places, pages: Places, scratch: np.ndarray) -> tuple[int, ...]:
+    """Fields 1 to 7 of an entry that packs `tails` into `pages`, with a row of `scratch` for each
+    thread; items are the heads of the first page, then of the next."""
     return (
-        addresses(program, tails), tails[0].strides[0], addresses(program, pages),
-        pages[0].strides[0], address(scratch), scratch.strides[0], len(tails[0]),
+        tails.table, tails.stride, pages.table, pages.stride,
+        address(scratch), scratch.strides[0], tails.heads,
     )  # fmt: skip
 
 

@@ -293,15 +293,13 @@ class Products:
         biases: Sequence[np.ndarray | None],
     ) -> list[np.ndarray]:
         """y float32 [T, rows] = x [T, columns] W^T + bias per matrix."""
-        found: dict[int, np.ndarray] = {}
+        outs = [self.pool.take((len(x), w.rows)) for w in weights]
+        parts = list(zip(weights, biases, outs, strict=True))
         kinds = [(w.exact, w.integer) for w in weights]
         for kind in dict.fromkeys(kinds):
-            chosen = [i for i, own in enumerate(kinds) if own == kind]
-            outs = [self.pool.take((x.shape[0], weights[i].rows)) for i in chosen]
-            parts = [(weights[i], biases[i], y) for i, y in zip(chosen, outs, strict=True)]
-            self._entry(program, parts, x)
-            found.update(zip(chosen, outs, strict=True))
-        return [found[i] for i in range(len(weights))]
+            alike = [part for part, own in zip(parts, kinds, strict=True) if own == kind]
+            self._entry(program, alike, x)
+        return outs
 
     def _entry(
         self,
@@ -342,7 +340,7 @@ class Products:
             ahead=_AHEAD if few else None,
         )  # fmt: skip
         if len(parts) == 1:
-            program.writes(parts[0][2], arguments[_RECORDS + _Y : _RECORDS + _Y + 1])
+            program.writes(parts[0][2], arguments + 8 * (_RECORDS + _Y))
 
     def _rounds(self, groups: int, pairs: int) -> int:
         """Items of so many pairs in all threads' parts."""

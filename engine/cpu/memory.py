@@ -36,20 +36,25 @@ class Arena:
         return taken
 
 
-class _Block:
-    """The base object of the arrays that share one block of a pool."""
+_Room = tuple[np.ndarray, int]  # a block's memory and its address
 
-    def __init__(self, pool: Pool, memory: np.ndarray, nbytes: int) -> None:
-        self._pool, self._memory = pool, memory
+
+class _Block:
+    """The base object of an array in a block of a pool, and of its views."""
+
+    __slots__ = ("__array_interface__", "_pool", "_room")
+
+    def __init__(self, pool: Pool, room: _Room, shape: tuple[int, ...], typestr: str) -> None:
+        self._pool, self._room = pool, room
         self.__array_interface__ = {
-            "data": (address(memory), False),
-            "shape": (nbytes,),
-            "typestr": "|u1",
+            "data": (room[1], False),
+            "shape": shape,
+            "typestr": typestr,
             "version": 3,
         }
 
     def __del__(self) -> None:
-        self._pool.give_back(self._memory)
+        self._pool.give_back(self._room)
 
 
 class Pool:
@@ -61,24 +66,25 @@ class Pool:
     """
 
     def __init__(self) -> None:
-        self._free: dict[int, list[np.ndarray]] = defaultdict(list)
+        self._free: dict[int, list[_Room]] = defaultdict(list)
         self._arena = Arena(_POOL_CHUNK)
 
     def take(self, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
         """An array of undefined contents that starts on a cache line."""
-        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+        kind = np.dtype(dtype)
+        nbytes = math.prod(shape) * kind.itemsize
         size = max(LINE, 1 << (nbytes - 1).bit_length()) if nbytes else LINE
         free = self._free[size]
-        memory = free.pop() if free else self._new(size)
-        block = _Block(self, memory, nbytes)
-        return np.asarray(block).view(dtype).reshape(shape)
+        room = free.pop() if free else self._new(size)
+        return np.asarray(_Block(self, room, shape, kind.str))
 
-    def _new(self, size: int) -> np.ndarray:
+    def _new(self, size: int) -> _Room:
         # tiles load rows from page after page: the address cache is too small for ordinary ones
-        return self._arena.take((size,)) if size >= _LARGE else aligned_zeros((size,))
+        memory = self._arena.take((size,)) if size >= _LARGE else aligned_zeros((size,))
+        return memory, address(memory)
 
-    def give_back(self, memory: np.ndarray) -> None:
-        self._free[memory.size].append(memory)
+    def give_back(self, room: _Room) -> None:
+        self._free[room[0].size].append(room)
 
 
 def pooled(array: np.ndarray) -> bool:

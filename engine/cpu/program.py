@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ctypes import c_int64
+from struct import pack_into
 from typing import Any
 
 import numpy as np
@@ -35,15 +36,17 @@ class Program:
         self._words: list[int] = []
         self._keep: list[Any] = []
         # blocks lie one behind another, on cache lines: they are read from memory once per token
-        self._chunk, self._used = np.empty(0, np.int64), 0
+        self._chunk: Any = np.empty(0, np.int64)
+        self._start, self._used = 0, 0
         self._written: np.ndarray | None = None
-        self._target: np.ndarray | None = None
+        self._target = 0
 
     def __len__(self) -> int:
         return len(self._words) // WORDS
 
-    def add(self, verb: Verb, items: int, *fields: int, ahead: Verb | None = None) -> np.ndarray:
-        """Append verb(arguments, item, slot) for items 0..items, arguments (items, *fields).
+    def add(self, verb: Verb, items: int, *fields: int, ahead: Verb | None = None) -> int:
+        """Append verb(arguments, item, slot) for items 0..items, arguments (items, *fields), whose
+        address it returns.
 
         A thread that waits before it calls ahead(arguments, slot, step) for steps 0, 1, ... to ask
         for what it will read first in its items, which are `slot`, `slot` + threads, ...
@@ -52,23 +55,24 @@ class Program:
         self.append(verb, arguments, ahead)
         return arguments
 
-    def block(self, items: int, *fields: int) -> np.ndarray:
-        """The argument block int64 (items, *fields) of an entry to be appended: earlier entries may
-        write to it."""
+    def block(self, items: int, *fields: int) -> int:
+        """The address of the argument block int64 (items, *fields) of an entry to be appended:
+        earlier entries may write to it."""
         if not 0 <= items <= MOST_ITEMS:
             raise ValueError(f"{items} items: an entry has at most {MOST_ITEMS}")
         size, start = 1 + len(fields), self._used
         if start + size > len(self._chunk):
             self._chunk, start = aligned_zeros((max(_CHUNK, size),), np.int64), 0
+            self._start = address(self._chunk)
             self._keep.append(self._chunk)
         self._used = start + -(-size // 8) * 8
-        arguments = self._chunk[start : start + size]
-        arguments[:] = (items, *fields)
-        return arguments
+        pack_into(f"{size}q", self._chunk, 8 * start, items, *fields)
+        return self._start + 8 * start
 
-    def append(self, verb: Verb, arguments: np.ndarray, ahead: Verb | None = None) -> None:
-        self._words += (verb.address, address(arguments), ahead.address if ahead else 0)
-        self._written = self._target = None
+    def append(self, verb: Verb, arguments: int, ahead: Verb | None = None) -> None:
+        """Append an entry whose `block` is at `arguments`."""
+        self._words += (verb.address, arguments, ahead.address if ahead else 0)
+        self._written = None
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
@@ -85,7 +89,7 @@ class Program:
         parts = [word for pair in zip(verbs, blocks, strict=True) for word in pair]
         self.add(_ITEM_OF_ANY, items, *parts)
 
-    def writes(self, array: np.ndarray, target: np.ndarray) -> None:
+    def writes(self, array: np.ndarray, target: int) -> None:
         """Note of the last entry what `target` tells."""
         self._written, self._target = array, target
 
@@ -93,10 +97,10 @@ class Program:
         """Let the objects whose memory the entries use live as long as the program."""
         self._keep.extend(owners)
 
-    def target(self, array: np.ndarray) -> np.ndarray | None:
-        """Where the last entry's arguments say that it writes `array`, int64 [1], if `array` is all
-        that it writes there: who changes the word between two runs puts the array elsewhere."""
-        return self._target if self._written is array else None
+    def target(self, array: np.ndarray) -> c_int64 | None:
+        """The word of the last entry's arguments that says where it writes `array`, if `array` is
+        all that it writes there: who changes the word between two runs puts the array elsewhere."""
+        return c_int64.from_address(self._target) if self._written is array else None
 
     def table(self) -> np.ndarray:
         """The entries as int64 [entries, 3] of addresses."""

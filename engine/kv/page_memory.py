@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from itertools import count
 from threading import Lock
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, ref
 
 import numpy as np
 
@@ -32,11 +33,13 @@ class _Block:
 class _Place:
     """The base object of a page's array: the last view that goes gives the place back."""
 
-    def __init__(self, block: _Block, index: int, nbytes: int) -> None:
+    __slots__ = ("__array_interface__", "_block", "_index")
+
+    def __init__(self, block: _Block, index: int, shape: tuple[int, int]) -> None:
         self._block, self._index = block, index
         self.__array_interface__ = {
             "data": (block.address + index * block.stride, False),
-            "shape": (nbytes,),
+            "shape": shape,
             "typestr": "|u1",
             "version": 3,
         }
@@ -56,6 +59,8 @@ class PageMemory:
         self._blocks: defaultdict[int, WeakValueDictionary[int, _Block]] = defaultdict(
             WeakValueDictionary
         )
+        # which of them served last: to look at all that are full would take longer and longer
+        self._last: dict[int, Callable[[], _Block | None]] = {}
         self._number, self._lock = count(), Lock()
 
     def take(self, shape: tuple[int, int], zeroed: bool = True) -> np.ndarray:
@@ -63,11 +68,19 @@ class PageMemory:
         anybody reads, what was there."""
         nbytes = math.prod(shape)
         with self._lock:
-            blocks = self._blocks[nbytes]
-            block = next((block for block in blocks.values() if block.free), None)
-            if block is None:
-                blocks[next(self._number)] = block = _Block(nbytes)
-            page = np.asarray(_Place(block, block.free.pop(), nbytes)).reshape(shape)
+            block = self._last[nbytes]() if nbytes in self._last else None
+            if block is None or not block.free:
+                block = self._free_block(nbytes)
+            page = np.asarray(_Place(block, block.free.pop(), shape))
         if zeroed:
             page[:] = 0  # of the page that was here before
         return page
+
+    def _free_block(self, nbytes: int) -> _Block:
+        """A block with room for a page, and from now on the last."""
+        blocks = self._blocks[nbytes]
+        block = next((block for block in blocks.values() if block.free), None)
+        if block is None:
+            blocks[next(self._number)] = block = _Block(nbytes)
+        self._last[nbytes] = ref(block)
+        return block

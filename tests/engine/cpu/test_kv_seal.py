@@ -10,6 +10,7 @@ from rows import pages
 
 from engine.cpu import CpuOps
 from engine.cpu.kv_seal import has_verb, seal_pages
+from engine.cpu.kv_tail import places
 from engine.cpu.memory import Pool
 from engine.cpu.program import Program
 from engine.cpu.team import Team
@@ -64,7 +65,7 @@ def assert_same_bytes(x: np.ndarray, stored: Sealed, tail: TokenFormat) -> None:
         program = Program()
         rows = [] if queries is None else [queries.rows]
         where = program, POOL, TEAM.threads, kind
-        seal_pages(*where, [held], side, dim, [guarded], rows)
+        seal_pages(*where, places(program, [held]), side, dim, places(program, [guarded]), rows)
         TEAM.run(program.table())
         np.testing.assert_array_equal(guarded[:, :nbytes], want)
         assert (guarded[:, nbytes:] == 0xAB).all()
