@@ -33,8 +33,6 @@ class _Block:
 class _Place:
     """The base object of a page's array: the last view that goes gives the place back."""
 
-    __slots__ = ("__array_interface__", "_block", "_index")
-
     def __init__(self, block: _Block, index: int, shape: tuple[int, int]) -> None:
         self._block, self._index = block, index
         self.__array_interface__ = {
