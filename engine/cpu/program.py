@@ -60,11 +60,14 @@ class Program:
         earlier entries may write to it."""
         if not 0 <= items <= MOST_ITEMS:
             raise ValueError(f"{items} items: an entry has at most {MOST_ITEMS}")
-        size, start = 1 + len(fields), self._used
-        if start + size > len(self._chunk):
-            self._chunk, start = aligned_zeros((max(_CHUNK, size),), np.int64), 0
-            self._start = address(self._chunk)
-            self._keep.append(self._chunk)
+        size = 1 + len(fields)
+        if self._used + size > len(self._chunk):
+            chunk = aligned_zeros((max(_CHUNK, size),), np.int64)
+            self._keep.append(chunk)
+            place = address(chunk)
+            # plain stores: Ctrl-C leaves all as it was, for who goes on with the program
+            self._chunk, self._start, self._used = chunk, place, 0
+        start = self._used
         self._used = start + -(-size // 8) * 8
         pack_into(f"{size}q", self._chunk, 8 * start, items, *fields)
         return self._start + 8 * start
