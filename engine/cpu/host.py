@@ -58,6 +58,9 @@ _convert_halves()
 AVX512 = _has("avx512f")
 """Registers of 64 bytes."""
 
+AVX512DQ = _has("avx512f", "avx512dq")
+"""Distances from integers, limits that keep a sign."""
+
 VNNI = _has("avx512f", "avx512bw", "avx512vnni")
 """Products of unsigned and signed bytes, four of them added to each 32-bit lane."""
 

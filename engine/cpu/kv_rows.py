@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.cpu.jit import Verb, kernel
+from engine.cpu.jit import Verb, inlined, kernel
 from engine.cpu.simd import (
     convert,
     f32x8,
@@ -29,13 +29,14 @@ from engine.cpu.simd import (
     u8x8,
     zeros,
 )
+from engine.cpu.vmath import larger, smaller
 from engine.kv.formats.rows import ROWS
 from engine.kv.formats.scales import F16_TINY, zero_code
 
 WIDTHS = (8, 4, 2, 1)  # of planes: see `engine.bits`
 
 
-@kernel
+@inlined
 def place(step, width, bits):
     """Of a step in a plane: its line in the set, its bit in the bytes, its bit in the codes."""
     first, per_line = bits & (-2 * width), 8 // width
@@ -82,7 +83,7 @@ def row_step(target, reach, levels):
     return step
 
 
-@kernel
+@inlined
 def _range(s_at, m_at, g):
     """m and s of a row's range g, whose float16 lie at these addresses: no m where m_at is 0.
 
@@ -93,13 +94,13 @@ def _range(s_at, m_at, g):
     return m, s if s > 0 else np.float32(np.inf)
 
 
-@kernel
+@inlined
 def _largest(bits, zero):
     """The largest code: a symmetric type has as many above its zero as below."""
     return 2 * zero if zero > 0 else (1 << bits) - 1
 
 
-@kernel
+@inlined
 def _packed_eight(source, n, j, line, width, bits, s_at, m_at, group, zero):
     """Bytes j..j+8 of line `line` of a plane."""
     packed, per_line = zeros(u8x8), 8 // width
@@ -109,13 +110,13 @@ def _packed_eight(source, n, j, line, width, bits, s_at, m_at, group, zero):
         channel = step * n + j
         m, s = _range(s_at, m_at, channel // group)
         scaled = rint((load(f32x8, source + 4 * channel) - m) / s)
-        code = convert(u8x8, minimum(maximum(scaled, bottom), top) + np.float32(zero))
+        code = convert(u8x8, smaller(larger(scaled, bottom), top) + np.float32(zero))
         _, shift, first = place(step, width, bits)
         packed = packed | (((code >> first) & ((1 << width) - 1)) << shift)
     return packed
 
 
-@kernel
+@inlined
 def _packed_one(source, n, j, line, width, bits, s_at, m_at, group, zero):
     """Byte j of line `line` of a plane."""
     packed, per_line = 0, 8 // width
@@ -129,7 +130,7 @@ def _packed_one(source, n, j, line, width, bits, s_at, m_at, group, zero):
     return packed
 
 
-@kernel
+@inlined
 def pack_row(source, codes, channels, bits, s_at, m_at, group, zero):
     """Pack 8 steps of codes clamp(rint((x - m) / s) + zero) of float32 [channels].
 

@@ -1,0 +1,87 @@
+"""How far float32 vectors are from integers, limited in size, and sums of four at once.
+
+Hosts with AVX-512 DQ have instructions for the first two; elsewhere they are several operations
+with the same results.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+
+from engine.cpu.deferred import cgutils, intrinsic
+from engine.cpu.host import AVX512DQ
+from engine.cpu.jit import inlined
+from engine.cpu.simd import bitcast, f32x16, rint, u32x16
+from engine.cpu.vmath import smaller
+
+_I16, _I32 = ir.IntType(16), ir.IntType(32)
+_NEAREST, _LESS_WITH_SIGN, _ROUNDING = 0, 2, 4  # operands, the last: as the processor is set
+
+
+def _call(builder: Any, name: str, args: list[Any]) -> Any:
+    """An instruction of AVX-512 DQ in all lanes: operands, what it does, no mask."""
+    args = [*args, ir.Constant(f32x16.llvm, None), _I16(0xFFFF), _I32(_ROUNDING)]
+    kind = ir.FunctionType(f32x16.llvm, [arg.type for arg in args])
+    full = f"llvm.x86.avx512.mask.{name}.ps.512"
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, full), args)
+
+
+@intrinsic
+def _reduced(typing_context, v):
+    def emit(context, builder, signature, args):
+        return _call(builder, "reduce", [args[0], _I32(_NEAREST)])
+
+    return v(v), emit
+
+
+@intrinsic
+def _ranged(typing_context, v, limit):
+    def emit(context, builder, signature, args):
+        return _call(builder, "range", [*args, _I32(_LESS_WITH_SIGN)])
+
+    return v(v, v), emit
+
+
+@inlined
+def from_nearest_portable(v):
+    return v - rint(v)
+
+
+@inlined
+def limited_portable(v, limit):
+    pattern = bitcast(u32x16, v)
+    found = smaller(bitcast(f32x16, pattern & 0x7FFFFFFF), limit)
+    return bitcast(f32x16, bitcast(u32x16, found) | (pattern & 0x80000000))
+
+
+from_nearest: Any = _reduced if AVX512DQ else from_nearest_portable
+"""v - rint(v) of finite f32x16 v."""
+
+limited: Any = _ranged if AVX512DQ else limited_portable
+"""sign(v) min(|v|, limit) of f32x16 without NaN, limit >= 0."""
+
+
+@intrinsic
+def four_sums(typing_context, a, b, c, d):
+    """f32x16 whose lanes 0, 4, 8 and 12 are the sums of four f32x16, each in `reduce_add`'s order,
+    by half the operations of four reductions."""
+
+    def emit(context, builder, signature, args):
+        def lanes(x: Any, y: Any, order: list[int]) -> Any:
+            return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(_I32, 16), order))
+
+        def halved(x: Any, y: Any, width: int) -> Any:
+            """The sums of both halves of x's runs of `width` lanes, then those of y's."""
+            low = [i for i in range(32) if i % width < width // 2]
+            high = [i + width // 2 for i in low]
+            return builder.fadd(lanes(x, y, low), lanes(x, y, high))
+
+        x, y, z, t = args
+        found = halved(halved(x, y, 16), halved(z, t, 16), 8)
+        for apart in (2, 1):
+            found = builder.fadd(found, lanes(found, found, [i ^ apart for i in range(16)]))
+        return found
+
+    return a(a, a, a, a), emit
