@@ -10,28 +10,20 @@ from typing import Any
 
 from llvmlite import ir
 
-from engine.cpu.deferred import cgutils, intrinsic
+from engine.cpu.avx512 import instruction
+from engine.cpu.deferred import intrinsic
 from engine.cpu.host import AVX512DQ
 from engine.cpu.jit import inlined
 from engine.cpu.simd import bitcast, f32x16, rint, u32x16
 from engine.cpu.vmath import smaller
 
-_I16, _I32 = ir.IntType(16), ir.IntType(32)
-_NEAREST, _LESS_WITH_SIGN, _ROUNDING = 0, 2, 4  # operands, the last: as the processor is set
-
-
-def _call(builder: Any, name: str, args: list[Any]) -> Any:
-    """An instruction of AVX-512 DQ in all lanes: operands, what it does, no mask."""
-    args = [*args, ir.Constant(f32x16.llvm, None), _I16(0xFFFF), _I32(_ROUNDING)]
-    kind = ir.FunctionType(f32x16.llvm, [arg.type for arg in args])
-    full = f"llvm.x86.avx512.mask.{name}.ps.512"
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, full), args)
+_NEAREST, _LESS_WITH_SIGN = 0, 2
 
 
 @intrinsic
 def _reduced(typing_context, v):
     def emit(context, builder, signature, args):
-        return _call(builder, "reduce", [args[0], _I32(_NEAREST)])
+        return instruction(builder, "reduce", args, _NEAREST)
 
     return v(v), emit
 
@@ -39,7 +31,7 @@ def _reduced(typing_context, v):
 @intrinsic
 def _ranged(typing_context, v, limit):
     def emit(context, builder, signature, args):
-        return _call(builder, "range", [*args, _I32(_LESS_WITH_SIGN)])
+        return instruction(builder, "range", args, _LESS_WITH_SIGN)
 
     return v(v, v), emit
 
@@ -69,8 +61,12 @@ def four_sums(typing_context, a, b, c, d):
     by half the operations of four reductions."""
 
     def emit(context, builder, signature, args):
+        kind = ir.VectorType(ir.IntType(32), 16)
+
         def lanes(x: Any, y: Any, order: list[int]) -> Any:
-            return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(_I32, 16), order))
+            return builder.shuffle_vector(
+                x, y, ir.Constant(ir.VectorType(ir.IntType(32), 16), order)
+            )
 
         def halved(x: Any, y: Any, width: int) -> Any:
             """The sums of both halves of x's runs of `width` lanes, then those of y's."""

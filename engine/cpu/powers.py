@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
+from engine.cpu.avx512 import instruction
 from engine.cpu.deferred import cgutils, intrinsic, types
 from engine.cpu.host import AMX
 from engine.cpu.jit import inlined
 from engine.cpu.simd import f32x16, fma, splat
 
-_ALL, _AS_SET = ir.Constant(ir.IntType(16), -1), ir.Constant(ir.IntType(32), 4)  # lanes, rounding
-_FLOOR = ir.Constant(ir.IntType(32), 1)
+_FLOOR = 1
 _FLUSH = 1 << 15  # of the control register
 # minimax for 2^r, 0 <= r < 1, relative, to 3e-6: what two bfloat16 hold; exact at 0
 _POWERS = tuple(
@@ -25,25 +25,14 @@ _POWERS = tuple(
 )
 
 
-def _instruction(builder: Any, name: str, kind: Any, values: list[Any]) -> Any:
-    name = f"llvm.x86.{name}" if AMX else "llvm.trap"
-    function = ir.FunctionType(kind, [value.type for value in values])
-    if not AMX:
-        trap = ir.FunctionType(ir.VoidType(), [])
-        builder.call(cgutils.get_or_insert_function(builder.module, trap, name), [])
-        return ir.Constant(kind, ir.Undefined)
-    return builder.call(cgutils.get_or_insert_function(builder.module, function, name), values)
-
-
 @intrinsic
 def _fraction(typing_context, x):
-    """x - floor(x); 0 where that is not a number."""
+    """x - floor(x), 0 for infinities."""
 
     def emit(context, builder, signature, args):
-        values = [args[0], _FLOOR, ir.Constant(f32x16.llvm, None), _ALL, _AS_SET]
-        return _instruction(builder, "avx512.mask.reduce.ps.512", f32x16.llvm, values)
+        return instruction(builder, "reduce", args, _FLOOR)
 
-    return f32x16(f32x16), emit
+    return x(x), emit
 
 
 @intrinsic
@@ -51,23 +40,28 @@ def _scaled(typing_context, p, x):
     """p 2^floor(x)."""
 
     def emit(context, builder, signature, args):
-        values = [*args, ir.Constant(f32x16.llvm, None), _ALL, _AS_SET]
-        return _instruction(builder, "avx512.mask.scalef.ps.512", f32x16.llvm, values)
+        return instruction(builder, "scalef", args)
 
-    return f32x16(f32x16, f32x16), emit
+    return p(p, x), emit
 
 
 def _flushing(on: bool) -> Any:
     @intrinsic
     def switch(typing_context):
         def emit(context, builder, signature, args):
+            if not AMX:
+                return context.get_dummy_value()
             place = cgutils.alloca_once(builder, ir.IntType(32))
-            address = builder.bitcast(place, ir.IntType(8).as_pointer())
-            _instruction(builder, "sse.stmxcsr", ir.VoidType(), [address])
+            kind = ir.FunctionType(ir.VoidType(), [place.type])
+            read, write = (
+                cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.sse.{name}")
+                for name in ("stmxcsr", "ldmxcsr")
+            )
+            builder.call(read, [place])
             word, bit = builder.load(place), ir.Constant(ir.IntType(32), _FLUSH)
             word = builder.or_(word, bit) if on else builder.and_(word, builder.not_(bit))
             builder.store(word, place)
-            _instruction(builder, "sse.ldmxcsr", ir.VoidType(), [address])
+            builder.call(write, [place])
             return context.get_dummy_value()
 
         return types.void(), emit
