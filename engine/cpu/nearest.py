@@ -64,9 +64,7 @@ def four_sums(typing_context, a, b, c, d):
         kind = ir.VectorType(ir.IntType(32), 16)
 
         def lanes(x: Any, y: Any, order: list[int]) -> Any:
-            return builder.shuffle_vector(
-                x, y, ir.Constant(ir.VectorType(ir.IntType(32), 16), order)
-            )
+            return builder.shuffle_vector(x, y, ir.Constant(kind, order))
 
         def halved(x: Any, y: Any, width: int) -> Any:
             """The sums of both halves of x's runs of `width` lanes, then those of y's."""
