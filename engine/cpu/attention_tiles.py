@@ -270,13 +270,13 @@ def _attend_span(
         mixes = (after - before) // 32 * (wide // 32) * (3 - first_part(value_low))
         total = mixes + (next_end - next_begin) // 32 * (wide // 32) * (3 - first_part(key_low))
         limit = min(ROWS, rows - i) if begin < end else 0
-        # what the block's first and last rows see
-        _, seen = _seen(position + i // group, window, s0 + u, s0 + u + end)
-        seen_from, _ = _seen(position + (i + limit - 1) // group, window, s0 + u, s0 + u + end)
-        unmasked = seen_from <= begin and seen == end
+        a, b = s0 + u, min(s0 + u + STEP, s1)
+        _, seen = _seen(position + i // group, window, a, b)
+        seen_from, _ = _seen(position + (i + limit - 1) // group, window, a, b)
+        unmasked = seen_from <= begin and seen == end  # for the first row and the last
         row = (
-            i, position, group, window, s0 + u, min(s0 + u + STEP, s1), own + 4 * begin, begin,
-            end, unmasked, lines, acc, wide, softcap, much,
+            i, position, group, window, a, b, own + 4 * begin, begin, end, unmasked, lines, acc,
+            wide, softcap, much,
         )  # fmt: skip
         j = _mix(
             other + 4 * before, (after - before) // 32, values + TILE * ((last_u + before) // 32),
