@@ -10,30 +10,12 @@ from typing import Any
 
 from llvmlite import ir
 
-from engine.cpu.avx512 import instruction
+from engine.cpu.avx512 import of_one, of_two
 from engine.cpu.deferred import intrinsic
 from engine.cpu.host import AVX512DQ
 from engine.cpu.jit import inlined
 from engine.cpu.simd import bitcast, f32x16, rint, u32x16
 from engine.cpu.vmath import smaller
-
-_NEAREST, _LESS_WITH_SIGN = 0, 2
-
-
-@intrinsic
-def _reduced(typing_context, v):
-    def emit(context, builder, signature, args):
-        return instruction(builder, "reduce", args, _NEAREST)
-
-    return v(v), emit
-
-
-@intrinsic
-def _ranged(typing_context, v, limit):
-    def emit(context, builder, signature, args):
-        return instruction(builder, "range", args, _LESS_WITH_SIGN)
-
-    return v(v, v), emit
 
 
 @inlined
@@ -48,10 +30,10 @@ def limited_portable(v, limit):
     return bitcast(f32x16, bitcast(u32x16, found) | (pattern & 0x80000000))
 
 
-from_nearest: Any = _reduced if AVX512DQ else from_nearest_portable
+from_nearest: Any = of_one("reduce", 0) if AVX512DQ else from_nearest_portable
 """v - rint(v) of finite f32x16 v."""
 
-limited: Any = _ranged if AVX512DQ else limited_portable
+limited: Any = of_two("range", 2) if AVX512DQ else limited_portable
 """sign(v) min(|v|, limit) of f32x16 without NaN, limit >= 0."""
 
 

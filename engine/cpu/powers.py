@@ -11,38 +11,20 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from engine.cpu.avx512 import instruction
+from engine.cpu.avx512 import of_one, of_two
 from engine.cpu.deferred import cgutils, intrinsic, types
 from engine.cpu.host import AMX
 from engine.cpu.jit import inlined
 from engine.cpu.simd import f32x16, fma, splat
 
-_FLOOR = 1
 _FLUSH = 1 << 15  # of the control register
 # minimax for 2^r, 0 <= r < 1, relative, to 3e-6: what two bfloat16 hold; exact at 0
 _POWERS = tuple(
     np.float32(c) for c in (1.3426811e-2, 5.2242048e-2, 2.4128065e-1, 6.9304472e-1, 1.0)
 )
 
-
-@intrinsic
-def _fraction(typing_context, x):
-    """x - floor(x), 0 for infinities."""
-
-    def emit(context, builder, signature, args):
-        return instruction(builder, "reduce", args, _FLOOR)
-
-    return x(x), emit
-
-
-@intrinsic
-def _scaled(typing_context, p, x):
-    """p 2^floor(x)."""
-
-    def emit(context, builder, signature, args):
-        return instruction(builder, "scalef", args)
-
-    return p(p, x), emit
+_fraction, _scaled = of_one("reduce", 1), of_two("scalef")
+"""x - floor(x), 0 for infinities; p 2^floor(x)."""
 
 
 def _flushing(on: bool) -> Any:
