@@ -16,7 +16,7 @@ from llvmlite import ir
 from engine.cpu.deferred import intrinsic, types
 from engine.cpu.gather import widened
 from engine.cpu.jit import inlined, kernel
-from engine.cpu.kv_rows import half, row_step
+from engine.cpu.kv_rows import extremes, half, row_step
 from engine.cpu.nearest import four_sums, from_nearest, limited
 from engine.cpu.simd import (
     bitcast,
@@ -29,7 +29,6 @@ from engine.cpu.simd import (
     load_i32,
     load_i64,
     reduce_add,
-    reduce_max,
     splat,
     store,
     store_f32,
@@ -70,28 +69,12 @@ def _record(room, i, n):
 
 
 @inlined
-def _extremes(source, n):
-    """The smallest and the largest of n float32 values, a multiple of 8."""
-    if n < 16:
-        x = load(f32x8, source)
-        return -reduce_max(x * np.float32(-1)), reduce_max(x)
-    low = high = load(f32x16, source)
-    for i in range(16, n - 15, 16):
-        x = load(f32x16, source + 4 * i)
-        low, high = smaller(x, low), larger(x, high)
-    if n & 8:
-        x = load(f32x16, source + 4 * (n - 16))
-        low, high = smaller(x, low), larger(x, high)
-    return -reduce_max(low * np.float32(-1)), reduce_max(high)
-
-
-@inlined
 def _prepare(record, source, at, apart, n, top):
     """Make the record of n float32 values; store s, whose m is to lie `apart` bytes further.
 
     Returns whether there is something to tune.
     """
-    low, high = _extremes(source, n)
+    low, high = extremes(source, n)
     s = row_step(at, high - low, top)
     inverse = np.float32(1) / s
     for i in range(0, n - 7, 8):

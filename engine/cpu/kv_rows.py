@@ -12,13 +12,12 @@ from engine.cpu.jit import Verb, inlined, kernel
 from engine.cpu.simd import (
     convert,
     f32x8,
+    f32x16,
     fma,
     load,
     load_f16,
     load_f32,
     load_u8,
-    maximum,
-    minimum,
     reduce_max,
     rint,
     splat,
@@ -150,13 +149,19 @@ def pack_row(source, codes, channels, bits, s_at, m_at, group, zero):
                     store_u8(out + j, _packed_one(*at))
 
 
-@kernel
+@inlined
 def extremes(source, n):
     """The smallest and the largest of n float32 values, a multiple of 8."""
-    low = high = load(f32x8, source)
-    for i in range(8, n, 8):
-        x = load(f32x8, source + 4 * i)
-        low, high = minimum(low, x), maximum(high, x)
+    if n < 16:
+        x = load(f32x8, source)
+        return -reduce_max(x * np.float32(-1)), reduce_max(x)
+    low = high = load(f32x16, source)
+    for i in range(16, n - 15, 16):
+        x = load(f32x16, source + 4 * i)
+        low, high = smaller(x, low), larger(x, high)
+    if n & 8:
+        x = load(f32x16, source + 4 * (n - 16))
+        low, high = smaller(x, low), larger(x, high)
     return -reduce_max(low * np.float32(-1)), reduce_max(high)
 
 
